@@ -1,0 +1,186 @@
+"""What the operator and the runner say to each other: the run's specification, its progress and its outcome.
+
+The operator writes a `RunSpec` as JSON into the runner's environment (`SPEC_ENV`), reads `Progress` from
+`GET /progress` on `PROGRESS_PORT` while the pod lives, and an `Outcome` (or, of an `inspect` pod, an `Inspection`)
+from the container's termination message when it has ended. JSON names are camelCase, as everywhere in Kubernetes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+SPEC_ENV = "GPUBATCH_RUN"
+"""Name of the environment variable that holds the `RunSpec`."""
+
+PROGRESS_PORT = 9808
+"""TCP port of the pod at which the runner serves `/progress` and `/metrics`."""
+
+ENGINE_PORT = 8000
+"""TCP port on the pod's loopback at which the engine listens."""
+
+JOURNAL_DIR = "/var/lib/gpubatch"
+"""Where the pod mounts the volume of the journal; it outlives the runner's container, not the pod."""
+
+CLAIMS_DIR = "/gpubatch/claims"
+"""`pvc://CLAIM/PATH` is the file `CLAIMS_DIR/CLAIM/PATH` inside the runner's container."""
+
+CONFIGMAPS_DIR = "/gpubatch/configmaps"
+"""`configmap://NAME/KEY` is the file `CONFIGMAPS_DIR/NAME/KEY` inside the runner's container."""
+
+TERMINATION_LIMIT = 4096
+"""Bytes that the kubelet keeps of a termination message."""
+
+ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+)
+"""The values of `url` that a request may have."""
+
+
+class Reason(StrEnum):
+    """Why an inspection or a run failed. Part of the API: each is explained in docs/errors.md."""
+
+    INPUT_NOT_FOUND = "InputNotFound"
+    INPUT_UNREADABLE = "InputUnreadable"
+    ACCESS_DENIED = "AccessDenied"
+    INVALID_REQUESTS = "InvalidRequests"
+    TOO_MANY_REQUESTS = "TooManyRequests"
+    OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    ENGINE_NOT_READY = "EngineNotReady"
+    ENGINE_FAILED = "EngineFailed"
+    ALL_REQUESTS_FAILED = "AllRequestsFailed"
+    INTERRUPTED = "Interrupted"
+    INTERNAL_ERROR = "InternalError"
+
+
+class Stage(StrEnum):
+    """What a run is doing now."""
+
+    LOADING_MODEL = "LoadingModel"
+    PROCESSING = "Processing"
+    UPLOADING = "Uploading"
+    DONE = "Done"
+
+
+class Model(BaseModel):
+    """Base of the contract's documents: immutable, camelCase on the wire, unknown fields ignored when read
+    (an operator and a runner of neighbouring versions understand each other during an upgrade)."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    def to_json(self) -> str:
+        """Compact JSON without unset fields."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class JobRef(Model):
+    """The job that a run belongs to."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class Storage(Model):
+    """How to reach object storage. Credentials come from the environment (`AWS_ACCESS_KEY_ID`, ...)."""
+
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class RunSpec(Model):
+    """Everything that the runner needs to know about one attempt (or one inspection) of an inference job."""
+
+    job: JobRef
+    run: str = Field(description="Identity of the run; the same for all attempts of one run.")
+    attempt: int = Field(ge=0, description="1 for the first attempt; 0 for an inspection.")
+    served_model_name: str = Field(description="What each request must name in `body.model`.")
+    input: str = Field(description="URL: s3://, http(s)://, configmap:// or pvc://.")
+    output: str = Field(description="URL of the output file: s3:// or pvc://.")
+    errors: str = Field(description="URL of the error file: s3:// or pvc://.")
+    storage: Storage = Storage()
+    invalid_requests: Literal["Fail", "Skip"] = "Skip"
+    max_requests: int = Field(default=50_000, description="More lines than this fail the inspection.")
+    max_concurrent_requests: int | None = Field(default=None, description="None: found by the runner itself.")
+    request_timeout_seconds: float = 300.0
+    max_retries: int = Field(
+        default=3, description="Retries of one request on 429, 5xx and connection errors."
+    )
+    engine_url: str = f"http://127.0.0.1:{ENGINE_PORT}"
+    engine_start_timeout_seconds: float = 1800.0
+
+
+class Usage(Model):
+    """Tokens as the engine reported them, summed over the answered requests."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Progress(Model):
+    """`GET /progress`: one truthful picture of the run at this moment."""
+
+    stage: Stage
+    message: str = ""
+    total: int | None = Field(default=None, description="Requests in the input, once known.")
+    completed: int = Field(default=0, description="Requests answered with 2xx.")
+    failed: int = Field(default=0, description="Requests in the error file (invalid ones among them).")
+    rate: float | None = Field(default=None, description="Requests a second over the last minute or so.")
+    usage: Usage = Usage()
+    processing_seconds: float = Field(
+        default=0.0, description="Seconds spent in the stage Processing, over container restarts."
+    )
+    time: datetime = Field(description="When this picture was taken, UTC.")
+
+
+class Timings(Model):
+    """Seconds of the attempt by what the GPU was doing meanwhile."""
+
+    loading_model: float = 0.0
+    processing: float = 0.0
+    uploading: float = 0.0
+
+
+class Outcome(Model):
+    """The end of a run. `reason` and `message` are set unless it succeeded; counts are true in any case."""
+
+    succeeded: bool
+    reason: Reason | None = None
+    message: str = ""
+    total: int | None = None
+    completed: int = 0
+    failed: int = 0
+    usage: Usage = Usage()
+    output: str | None = Field(default=None, description="URL of the output file, if one was written.")
+    errors: str | None = Field(default=None, description="URL of the error file, if one was written.")
+    timings: Timings = Timings()
+
+
+class LineError(Model):
+    """One invalid line of the input, in the shape of OpenAI's `errors.data[]`."""
+
+    line: int = Field(description="1 for the first line.")
+    custom_id: str | None = None
+    code: str
+    message: str
+
+
+class Inspection(Model):
+    """The end of an inspection. `valid` says whether the job may be queued (some lines may still be invalid,
+    where the job's policy is to skip those)."""
+
+    valid: bool
+    reason: Reason | None = None
+    message: str = ""
+    requests: int = Field(default=0, description="Valid requests.")
+    invalid: int = Field(default=0, description="Invalid lines.")
+    input_tokens: int = Field(default=0, description="Prompt tokens, estimated from bytes (4 bytes a token).")
+    max_output_tokens: int = Field(default=0, description="Sum of the requests' own bounds where given.")
+    first_errors: tuple[LineError, ...] = Field(default=(), description="The first few invalid lines.")
+    errors: str | None = Field(default=None, description="URL of the complete list, if one was written.")
