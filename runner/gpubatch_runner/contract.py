@@ -109,9 +109,7 @@ class RunSpec(Model):
     max_requests: int = Field(default=50_000, description="More lines than this fail the inspection.")
     max_concurrent_requests: int | None = Field(default=None, description="None: found by the runner itself.")
     request_timeout_seconds: float = 300.0
-    max_retries: int = Field(
-        default=3, description="Retries of one request on 429, 5xx and connection errors."
-    )
+    max_retries: int = Field(default=3, description="Retries of one request on 429, 5xx and connection errors.")
     engine_url: str = f"http://127.0.0.1:{ENGINE_PORT}"
     engine_start_timeout_seconds: float = 1800.0
 
