@@ -1,0 +1,150 @@
+"""The CustomResourceDefinition, generated from the pydantic models: `python -m gpubatch_operator.api.crd`.
+
+A CRD wants a *structural* schema: no references, no titles, no nulls, no unions. Pydantic's JSON schema is turned
+into that here; what JSON Schema can't say (CEL rules, list types) stands in the models' `json_schema_extra`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import yaml
+
+from gpubatch_operator.api.spec import JobSpec, rule
+from gpubatch_operator.api.status import JobStatus
+
+GROUP = "gpubatch.dev"
+VERSION = "v1alpha1"
+KIND = "GPUBatchJob"
+PLURAL = "gpubatchjobs"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# What may still be edited once the job has been admitted: who is told about it, and how urgent it was.
+FROZEN_ONCE_ADMITTED = ("gpus", "gpuResource", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets")
+ADMITTED = "has(oldSelf.status) && has(oldSelf.status.phase) && !(oldSelf.status.phase in ['Validating', 'Queued'])"
+
+COLUMNS = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Priority", "integer", ".spec.priority", 0),
+    ("Position", "integer", ".status.queuePosition", 0),
+    ("Progress", "string", ".status.progress.summary", 0),
+    # Strings on purpose: kubectl prints a date that lies in the future as <invalid>.
+    ("Start", "string", ".status.estimatedStartTime", 0),
+    ("Finish", "string", ".status.estimatedCompletionTime", 0),
+    ("Node", "string", ".status.nodeName", 0),
+    ("Waiting", "string", ".status.pending.reason", 1),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+)
+
+DROPPED = {"title", "$defs", "additionalProperties", "default", "discriminator", "const"}
+
+
+def structural(schema: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    """One JSON schema of pydantic's as a structural schema, references resolved.
+
+    Raises:
+        TypeError: A union that a CRD can't express.
+    """
+    if "$ref" in schema:
+        target = defs[schema["$ref"].removeprefix("#/$defs/")]
+        schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
+    if "anyOf" in schema:
+        variants = [v for v in schema["anyOf"] if v.get("type") != "null"]
+        rest = {k: v for k, v in schema.items() if k != "anyOf"}
+        if rest.get("x-kubernetes-int-or-string"):
+            return {"x-kubernetes-int-or-string": True}
+        if len(variants) != 1:
+            raise TypeError(f"a CRD has no unions: {schema}")
+        return structural({**variants[0], **rest}, defs)
+    out = {k: v for k, v in schema.items() if k not in DROPPED}
+    if "const" in schema:
+        out["enum"] = [schema["const"]]
+    default = schema.get("default")
+    if default not in (None, [], {}) and not isinstance(default, dict):
+        out["default"] = default
+    if "properties" in schema:
+        out["properties"] = {k: structural(v, defs) for k, v in schema["properties"].items()}
+    if isinstance(schema.get("additionalProperties"), dict):
+        out["additionalProperties"] = structural(schema["additionalProperties"], defs)
+        out["maxProperties"] = out.pop("maxProperties", 64)
+    if "items" in schema:
+        out["items"] = structural(schema["items"], defs)
+        out.setdefault("x-kubernetes-list-type", "atomic")
+    if out.get("type") == "integer":
+        out.setdefault("format", "int64")
+    if "description" in out:
+        out["description"] = " ".join(out["description"].split())
+    return out
+
+
+def schema_of(model: type[JobSpec] | type[JobStatus]) -> dict[str, Any]:
+    """The structural schema of a model."""
+    schema = model.model_json_schema(by_alias=True)
+    return structural(schema, schema.get("$defs", {}))
+
+
+def crd() -> dict[str, Any]:
+    """The whole CustomResourceDefinition."""
+    frozen = [
+        rule(
+            f"!({ADMITTED}) || (has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
+            f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))",
+            f"spec.{field} can't be changed once the job has been admitted",
+        )
+        for field in FROZEN_ONCE_ADMITTED
+    ]
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [
+            {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+            for name, kind, path, priority in COLUMNS
+        ],
+        "selectableFields": [{"jsonPath": ".status.phase"}],
+        "schema": {
+            "openAPIV3Schema": {
+                "type": "object",
+                "description": "A job that has one or more GPUs of a node to itself while it runs; until then it waits "
+                "in one queue, ordered by priority and then by creation.",
+                "required": ["spec"],
+                "properties": {
+                    "apiVersion": {"type": "string"},
+                    "kind": {"type": "string"},
+                    "metadata": {"type": "object"},
+                    "spec": schema_of(JobSpec),
+                    "status": schema_of(JobStatus),
+                },
+                "x-kubernetes-validations": frozen,
+            }
+        },
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "plural": PLURAL,
+                "singular": "gpubatchjob",
+                "shortNames": ["gbj"],
+                "listKind": f"{KIND}List",
+            },
+            "versions": [version],
+        },
+    }
+
+
+def main() -> None:
+    """Print the CRD as YAML."""
+    sys.stdout.write("# Generated by `make generate` from operator/gpubatch_operator/api; do not edit.\n")
+    yaml.safe_dump(crd(), sys.stdout, sort_keys=False, width=120)
+
+
+if __name__ == "__main__":
+    main()

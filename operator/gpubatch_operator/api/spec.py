@@ -1,0 +1,316 @@
+"""What a user writes: `spec` of a `GPUBatchJob`.
+
+The single source of the CRD's schema: every description below is what `kubectl explain` prints, every bound is
+enforced by the API server. Rules that span several fields are CEL, in `json_schema_extra`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.alias_generators import to_camel
+
+NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
+Text = Annotated[str, Field(max_length=1024)]
+
+
+def rule(expression: str, message: str) -> JsonValue:
+    """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints."""
+    return {"rule": expression, "message": message}
+
+
+class ApiModel(BaseModel):
+    """Base of the API's models: camelCase on the wire, unknown fields kept out."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+
+class RawObject(BaseModel):
+    """A Kubernetes object that is passed on as it is; the API server checks it when the pod is created."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
+    )
+
+    def raw(self) -> dict[str, JsonValue]:
+        """The object as it was written."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class Toleration(ApiModel):
+    """A taint that the job's pods tolerate, as in a pod's `tolerations`."""
+
+    key: Annotated[str, Field(max_length=317)] | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: Annotated[str, Field(max_length=63)] | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Empty matches all effects."
+    )
+    toleration_seconds: int | None = None
+
+
+class LocalObject(ApiModel):
+    """An object in the job's own namespace, by name."""
+
+    name: Name
+
+
+class EnvVar(RawObject):
+    """An environment variable, as in a container's `env`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    value: Annotated[str, Field(max_length=32768)] | None = None
+
+
+class Volume(RawObject):
+    """A volume, as in a pod's `volumes`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = Field(
+        description="Name of the volume; names that begin with `gpubatch-` are ours.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("!self.startsWith('gpubatch-')", "volume names that begin with 'gpubatch-' are reserved")
+            ]
+        },
+    )
+
+
+class VolumeMount(RawObject):
+    """A volume's place in the engine's container, as in a container's `volumeMounts`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    mount_path: Annotated[str, Field(min_length=1, max_length=1024)] = Field(alias="mountPath")
+
+
+Quantity = Annotated[
+    int | str,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+
+
+class Resources(ApiModel):
+    """CPU and memory of the engine's container. GPUs are asked for by `spec.gpus`."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+
+
+class Engine(ApiModel):
+    """The OpenAI-compatible server beside the runner. What is left out comes from the operator's settings."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        default=None,
+        description="Image of the engine, for instance vllm/vllm-openai:v0.11.0. Default: the operator's setting.",
+    )
+    args: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=128)] = Field(
+        default=[],
+        description="Arguments added after --model, --served-model-name, --host and --port, which the operator sets.",
+    )
+    env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default=[], description="Environment of the engine.")
+    resources: Resources = Field(default=Resources(), description="CPU and memory of the engine.")
+    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default=[], description="Volumes of the pod.")
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64)] = Field(
+        default=[], description="Where the engine sees those volumes."
+    )
+    start_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
+        default=1800,
+        description="How long the engine may take until it answers /health, and to come back after a crash.",
+    )
+
+
+class Input(ApiModel):
+    """Where the requests are."""
+
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=2048,
+            pattern=r"^(s3://[^/]+/.+|https?://[^/]+(/.*)?|configmap://[^/]+/.+|pvc://[^/]+/.+)$",
+        ),
+    ] = Field(
+        description="A file with one request in each line, as in OpenAI's Batch API: s3://BUCKET/KEY, "
+        "http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH."
+    )
+
+
+class Output(ApiModel):
+    """Where a file of results goes."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^(s3|pvc)://[^/]+/.+$")] = Field(
+        description="s3://BUCKET/KEY or pvc://CLAIM/PATH."
+    )
+
+
+class Storage(ApiModel):
+    """How to reach s3:// locations."""
+
+    endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
+        default=None, description="URL of the S3 endpoint. Default: AWS."
+    )
+    region: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Default: us-east-1.")
+    secret_name: Name | None = Field(
+        default=None,
+        description="A Secret in the job's namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+        "Default: the service account's own identity.",
+    )
+
+
+class Inference(ApiModel):
+    """A file of OpenAI-format requests, answered by an engine that the job brings up for itself."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        description="Hub id or path of the model, passed to the engine as --model."
+    )
+    served_model_name: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        default=None, description="What requests name in body.model. Default: model."
+    )
+    engine: Engine = Field(default=Engine(), description="The engine: image, arguments, resources, volumes.")
+    input: Input = Field(description="The requests.")
+    output: Output = Field(description="The answers, one line a request, in the format of OpenAI's Batch API.")
+    errors: Output | None = Field(
+        default=None,
+        description="Failed requests and invalid lines. Default: the output's URL with '.errors.jsonl' appended.",
+    )
+    storage: Storage = Field(default=Storage(), description="Endpoint and credentials of s3:// locations.")
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Requests in flight at the engine. Default: chosen by the runner."
+    )
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
+        default=300, description="A request without an answer by then is recorded as failed with code 408."
+    )
+    invalid_requests: Literal["Skip", "Fail"] = Field(
+        default="Skip",
+        description="What to do with invalid lines. Skip: they go to the error file, the others run. "
+        "Fail: the job fails before it is queued.",
+    )
+
+
+class Container(RawObject):
+    """A container, as in a pod. GPUs are asked for by `spec.gpus`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class TemplatePodSpec(RawObject):
+    """A pod's spec. The operator adds the GPU, the node and the restart policy."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-preserve-unknown-fields": True,
+            "x-kubernetes-validations": [
+                rule(f"!has(self.{field})", f"{field} is set by the operator; remove it from the template")
+                for field in ("priorityClassName", "nodeName", "schedulerName", "restartPolicy", "priority")
+            ],
+        }
+    )
+
+    containers: Annotated[list[Container], Field(min_length=1, max_length=16)] = Field(
+        description="Containers of the pod; the first one gets the GPU."
+    )
+    priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
+        default=None, alias="priorityClassName", description="Set by the operator."
+    )
+    priority: int | None = Field(default=None, description="Set by the operator.")
+    node_name: Annotated[str, Field(max_length=253)] | None = Field(
+        default=None, alias="nodeName", description="Set by the operator."
+    )
+    scheduler_name: Annotated[str, Field(max_length=253)] | None = Field(
+        default=None, alias="schedulerName", description="Set by the operator."
+    )
+    restart_policy: Annotated[str, Field(max_length=16)] | None = Field(
+        default=None, alias="restartPolicy", description="Set by the operator: Never."
+    )
+
+
+class TemplateMetadata(ApiModel):
+    """Labels and annotations of the job's pods; those under gpubatch.dev/ are the operator's."""
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = {}
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = {}
+
+
+class Template(ApiModel):
+    """A pod template for anything else that needs GPUs to itself: training, evaluation, a tool of one's own."""
+
+    metadata: TemplateMetadata = TemplateMetadata()
+    spec: TemplatePodSpec
+
+
+class Webhook(ApiModel):
+    """Somebody who wants to know how the job ended."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^https?://[^/]+(/.*)?$")] = Field(
+        description="Receives a POST in the form of Standard Webhooks."
+    )
+    events: Annotated[list[Literal["succeeded", "failed"]], Field(min_length=1, max_length=2)] = Field(
+        default=["succeeded", "failed"], description="Which events to send."
+    )
+    secret_name: Name | None = Field(
+        default=None,
+        description="A Secret in the job's namespace, labelled gpubatch.dev/webhook-secret=true, whose key 'secret' "
+        "signs the deliveries (whsec_...). Default: unsigned.",
+    )
+
+
+class JobSpec(ApiModel):
+    """What to run and how urgently. Exactly one of `inference` and `template` is the work."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("has(self.inference) != has(self.template)", "set exactly one of inference and template"),
+                rule(
+                    "has(self.inference) == has(oldSelf.inference) && "
+                    "(!has(self.inference) || self.inference == oldSelf.inference)",
+                    "inference can't be changed; delete the job and create a new one",
+                ),
+                rule(
+                    "has(self.template) == has(oldSelf.template)",
+                    "template can't be added or removed; delete the job and create a new one",
+                ),
+            ]
+        }
+    )
+
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(
+        default=0, description="Higher runs first: -1 low, 0 normal, 1 high; any integer from -1000 to 1000."
+    )
+    gpus: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="GPUs of one node that the job needs.")
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=QUALIFIED_NAME)] = Field(
+        default="nvidia.com/gpu", description="The extended resource that counts as a GPU."
+    )
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(
+        default={}, description="Labels that the node must have."
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(
+        default=[], description="Taints that the job tolerates; that of its GPU resource is added."
+    )
+    service_account_name: Name | None = Field(
+        default=None, description="Service account of the job's pods. Default: the namespace's default, with no token."
+    )
+    image_pull_secrets: Annotated[list[LocalObject], Field(max_length=16)] = Field(
+        default=[], description="Secrets for pulling the job's images."
+    )
+    estimated_duration_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+        default=None, description="How long the job will run, if you know; used for estimates until we know better."
+    )
+    inference: Inference | None = Field(default=None, description="A batch of requests for an inference engine.")
+    template: Template | None = Field(default=None, description="Any other pod that needs GPUs to itself.")
+    webhooks: Annotated[list[Webhook], Field(max_length=8)] = Field(
+        default=[], description="Who is told about the end."
+    )
+
+    @property
+    def kind(self) -> Literal["inference", "template"]:
+        """Which of the two workloads the job has."""
+        return "inference" if self.inference is not None else "template"
+
+
+def parse(raw: dict[str, Any]) -> JobSpec:
+    """A job's spec as the API server returned it (its schema has been enforced there)."""
+    return JobSpec.model_validate(raw)

@@ -1,0 +1,157 @@
+"""What the operator writes: `status` of a `GPUBatchJob`. The schema only; the core computes the values.
+
+Each list is bounded, so that an object can't grow for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gpubatch_operator.api.spec import ApiModel
+from gpubatch_operator.core.phases import Phase
+
+MAX_ATTEMPTS = 10
+MAX_DELIVERIES = 32
+
+Message = Annotated[str, Field(max_length=4096)]
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+class Condition(ApiModel):
+    """One aspect of the job's state, for machines."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, Field(max_length=256)]
+    message: Message
+    last_transition_time: Time
+    observed_generation: int | None = None
+
+
+class Pending(ApiModel):
+    """Why the job isn't running, and what can be done about it."""
+
+    reason: Annotated[str, Field(max_length=256)]
+    message: Message
+    next_step: Message | None = Field(default=None, description="What you can do about it, if anything.")
+
+
+class Usage(ApiModel):
+    """Tokens as the engine counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Inspection(ApiModel):
+    """What was found in the input before the job was queued."""
+
+    requests: int = Field(description="Valid requests.")
+    invalid: int = Field(default=0, description="Invalid lines.")
+    input_tokens: int = Field(default=0, description="Prompt tokens, estimated from bytes.")
+    max_output_tokens: int = Field(default=0, description="Sum of the requests' own bounds.")
+    first_errors: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=10)] = Field(
+        default=[], description="The first invalid lines; all of them are in the error file."
+    )
+
+
+class Attempt(ApiModel):
+    """One run of the job in one runner pod."""
+
+    number: int
+    node: Annotated[str, Field(max_length=253)]
+    slot: int
+    pod_name: Annotated[str, Field(max_length=63)]
+    pod_uid: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Set when the pod was seen.")
+    start_time: Time
+    end_time: Time | None = None
+    state: Literal["Active", "Stopping", "Succeeded", "Failed", "Lost"]
+    reason: Annotated[str, Field(max_length=256)] | None = None
+    message: Message | None = None
+
+
+class Progress(ApiModel):
+    """How far the run has come. Written at a change of stage, at each percent or every 30 s, no oftener."""
+
+    stage: Annotated[str, Field(max_length=64)]
+    message: Message | None = None
+    summary: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="For people: 120/300 (40%).")
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    percent: int | None = None
+    rate: float | None = Field(default=None, description="Requests a second.")
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    processing_seconds: float | None = Field(default=None, description="Seconds of the run spent processing.")
+    last_heartbeat_time: Time | None = None
+
+
+class Timings(ApiModel):
+    """Seconds of the attempt by what the GPU was doing meanwhile."""
+
+    loading_model: float = 0
+    processing: float = 0
+    uploading: float = 0
+
+
+class Results(ApiModel):
+    """What came out, and where it is."""
+
+    output: Annotated[str, Field(max_length=2048)] | None = None
+    errors: Annotated[str, Field(max_length=2048)] | None = None
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class WebhookDelivery(ApiModel):
+    """One message to one webhook."""
+
+    id: Annotated[str, Field(max_length=128)] = Field(description="The webhook-id header; the same for each attempt.")
+    webhook: int = Field(description="Index in spec.webhooks.")
+    event: Annotated[str, Field(max_length=32)]
+    state: Literal["Pending", "Delivered", "DeadLettered"]
+    time: Time = Field(description="When the event happened.")
+    attempts: int = 0
+    last_status_code: int | None = None
+    last_error: Message | None = None
+    next_attempt_time: Time | None = None
+
+
+class JobStatus(ApiModel):
+    """What the operator knows about the job."""
+
+    observed_generation: int | None = None
+    phase: Phase | None = Field(default=None, description="For people; machines read the conditions.")
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
+    ] = Field(default=[], description="Complete and Failed as in batch/v1, and others; for machines.")
+    queued_at: Time | None = Field(default=None, description="Since when the job is in the queue's order.")
+    queue_ticket: Annotated[str, Field(max_length=32)] | None = Field(
+        default=None, description="Order among jobs of the same second: the object's resourceVersion at first sight."
+    )
+    queue_position: int | None = Field(default=None, description="0 running, 1 next.")
+    estimated_start_time: Time | None = Field(default=None, description="Median estimate.")
+    estimated_completion_time: Time | None = Field(default=None, description="Median estimate.")
+    pending: Pending | None = Field(default=None, description="Why the job isn't running.")
+    inspection: Inspection | None = Field(default=None, description="What was found in the input.")
+    attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] = Field(
+        default=[], description="The newest last."
+    )
+    node_name: Annotated[str, Field(max_length=253)] | None = None
+    pod_name: Annotated[str, Field(max_length=63)] | None = None
+    start_time: Time | None = Field(default=None, description="When the last attempt got its slot.")
+    completion_time: Time | None = None
+    progress: Progress | None = None
+    results: Results | None = None
+    webhook_deliveries: Annotated[list[WebhookDelivery], Field(max_length=MAX_DELIVERIES)] = Field(
+        default=[], description="What was sent to the webhooks, and how that went."
+    )
