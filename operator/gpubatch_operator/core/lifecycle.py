@@ -1,0 +1,453 @@
+"""The life of one job: from what was recorded and what its pods say, the status that is true now and what to do.
+
+`advance` is a pure function and idempotent: fed with its own result it changes nothing more. Whatever it decides is
+written to status before it is done, so a crash between the two is healed by the next call.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpubatch_operator.core import conditions
+from gpubatch_operator.core.clock import iso, seconds
+from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod
+from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
+from gpubatch_operator.core.reasons import Reason
+from gpubatch_operator.core.trouble import Limits, trouble_of
+
+MAX_ATTEMPTS = 10
+BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is being read and checked."}
+INTERRUPTED = "Interrupted"  # the runner's reason for an end that came from outside
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Create the job's inspect pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Create the runner pod of the recorded attempt."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete this pod, gracefully: the runner saves what it has."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take our finalizer off this pod: its outcome is recorded."""
+
+    pod: Pod
+
+
+Action = Inspect | Run | Remove | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The status that should be, and what to do once it is written."""
+
+    status: JSON
+    actions: tuple[Action, ...] = ()
+    retry_at: float | None = None  # when time alone may change the answer
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """What a runner said of itself, the contract's `Progress` as plain values."""
+
+    stage: str
+    message: str
+    total: int | None
+    completed: int
+    failed: int
+    rate: float | None
+    input_tokens: int
+    output_tokens: int
+    processing_seconds: float
+    at: float
+
+
+def advance(job: Job, pods: Sequence[Pod], report: ProgressReport | None, now: float, limits: Limits) -> Step:
+    """The next step of a job that exists (a deleted one has nothing left but pods, see `orphan`)."""
+    status: JSON = copy.deepcopy(dict(job.status))
+    status["observedGeneration"] = job.generation
+    match job.phase:
+        case None:
+            return Step(_first_sight(job, status, now))
+        case Phase.VALIDATING:
+            step = _validating(job, status, pods, now, limits)
+        case Phase.QUEUED:
+            step = Step(status)
+        case Phase.STARTING | Phase.RUNNING:
+            step = _active(job, status, pods, report, now, limits)
+        case _:
+            step = Step(status)
+    after = Phase(step.status["phase"])
+    assert after is job.phase or after in CHANGES[job.phase], f"{job.phase} -> {after}"
+    return replace(step, actions=step.actions + _tidy(job, after, pods))
+
+
+def orphan(pod: Pod) -> tuple[Action, ...]:
+    """What to do with a pod whose job is gone: nobody will read its outcome any more."""
+    return (Release(pod),) if pod.has_finalizer and not pod.gone else ()
+
+
+def admit(job: Job, node: str, slot: int, pod_name: str, now: float) -> JSON:
+    """The status that records the next attempt, to be written before its pod is created."""
+    status: JSON = copy.deepcopy(dict(job.status))
+    attempt = Attempt(job.attempts + 1, node, slot, pod_name, None, now, AttemptState.ACTIVE)
+    status["attempts"] = [*status.get("attempts", []), _attempt_json(attempt)][-MAX_ATTEMPTS:]
+    status |= {
+        "phase": Phase.STARTING.value,
+        "nodeName": node,
+        "podName": pod_name,
+        "startTime": iso(now),
+        "queuePosition": 0,
+    }
+    for key in ("estimatedStartTime", "pending", "progress"):
+        status.pop(key, None)
+    conditions.put(status, "Admitted", True, Reason.ADMITTED, f"runs in slot {slot} of {node}", now, job.generation)
+    return status
+
+
+def rejected(job: Job, message: str, now: float) -> JSON:
+    """The status of a job whose pod the API server refused to create."""
+    status: JSON = copy.deepcopy(dict(job.status))
+    if job.attempt and job.phase in ACTIVE:
+        _finish(status, job.attempt, AttemptState.FAILED, Reason.POD_REJECTED, message, now)
+    return _fail(job, status, Reason.POD_REJECTED, message, now)
+
+
+# --- the phases
+
+
+def _first_sight(job: Job, status: JSON, now: float) -> JSON:
+    status |= {
+        "phase": (Phase.VALIDATING if job.inference else Phase.QUEUED).value,
+        "queuedAt": iso(job.created),
+        "queueTicket": str(job.resource_version),
+    }
+    if job.inference:
+        status["pending"] = dict(BEING_CHECKED)
+    return status
+
+
+def _validating(job: Job, status: JSON, pods: Sequence[Pod], now: float, limits: Limits) -> Step:
+    pod = next((p for p in pods if p.kind == "inspect" and not p.gone), None)
+    verdict = next((v for p in pods if p.kind == "inspect" and (v := _document(p)) is not None), None)
+    if verdict is not None:
+        return Step(_inspected(job, status, verdict, now))
+    if pod is None:
+        return Step(status, (Inspect(),))
+    if pod.phase == "Failed" and not pod.deleting:  # evicted, most likely: a fresh one will do
+        return Step(status, (Remove(pod),))
+    if trouble := trouble_of(pod, now, limits):
+        if trouble.final_at <= now:
+            return Step(_fail(job, status, trouble.reason, trouble.message, now))
+        status["pending"] = trouble.pending()
+        return Step(status, retry_at=trouble.final_at)
+    status["pending"] = dict(BEING_CHECKED)
+    return Step(status)
+
+
+def _inspected(job: Job, status: JSON, verdict: JSON, now: float) -> JSON:
+    invalid, requests = verdict.get("invalid", 0), verdict.get("requests", 0)
+    status["inspection"] = {
+        "requests": requests,
+        "invalid": invalid,
+        "inputTokens": verdict.get("inputTokens", 0),
+        "maxOutputTokens": verdict.get("maxOutputTokens", 0),
+        "firstErrors": [
+            f"line {e['line']}: {e['code']}: {e['message']}"[:1024] for e in verdict.get("firstErrors", [])[:10]
+        ],
+    }
+    if not verdict.get("valid"):
+        reason, message = verdict.get("reason", "InvalidRequests"), verdict.get("message", "")
+        conditions.put(status, "Validated", False, reason, message, now, job.generation)
+        if verdict.get("errors"):
+            status["results"] = {"errors": verdict["errors"]}
+        return _fail(job, status, reason, message, now)
+    if invalid:
+        reason, message = (
+            Reason.INVALID_LINES_SKIPPED,
+            f"{requests} valid requests; {invalid} invalid lines are skipped",
+        )
+    else:
+        reason, message = Reason.VALID, f"{requests} valid requests"
+    conditions.put(status, "Validated", True, reason, message, now, job.generation)
+    status["phase"] = Phase.QUEUED.value
+    status.pop("pending", None)
+    return status
+
+
+def _active(
+    job: Job, status: JSON, pods: Sequence[Pod], report: ProgressReport | None, now: float, limits: Limits
+) -> Step:
+    attempt = job.attempt
+    assert attempt is not None, "an active job has an attempt: both are written at once"
+    pod = next((p for p in pods if p.kind == "run" and p.attempt == attempt.number), None)
+    if pod is None:
+        if attempt.pod_uid is None and attempt.state is AttemptState.ACTIVE:
+            return Step(status, (Run(attempt),))
+        return Step(_ended_without_word(job, status, attempt, "its pod vanished", now))
+    if pod.finished:
+        return Step(_ended(job, status, attempt, pod, now))
+    if attempt.state is AttemptState.STOPPING:
+        return Step(status, () if pod.deleting else (Remove(pod),))
+
+    if pod.node and attempt.pod_uid is None:
+        _record(status, replace(attempt, pod_uid=pod.uid))
+    if trouble := trouble_of(pod, now, limits):
+        if trouble.final_at <= now and not pod.deleting:
+            _record(
+                status,
+                replace(
+                    attempt,
+                    pod_uid=pod.uid,
+                    state=AttemptState.STOPPING,
+                    reason=trouble.reason,
+                    message=trouble.message,
+                ),
+            )
+            status["pending"] = trouble.pending()
+            return Step(status, (Remove(pod),))
+        status["pending"] = trouble.pending()
+        return Step(_progressing(job, status, pod, report), retry_at=trouble.final_at)
+    status.pop("pending", None)
+    return Step(_progressing(job, status, pod, report))
+
+
+def _progressing(job: Job, status: JSON, pod: Pod, report: ProgressReport | None) -> JSON:
+    """The stage and the numbers, written at a change of stage, at each percent or every 30 s."""
+    if report is None:
+        stage = ("LoadingModel" if job.inference else "Processing") if pod.started else "PullingImages"
+        if "progress" not in status or (stage != "PullingImages" and status["progress"]["stage"] == "PullingImages"):
+            status["progress"] = {"stage": stage}
+    elif _newsworthy(status.get("progress", {}), report):
+        status["progress"] = _progress_json(report)
+    if job.phase is Phase.STARTING and status.get("progress", {}).get("stage") not in (
+        None,
+        "PullingImages",
+        "LoadingModel",
+    ):
+        status["phase"] = Phase.RUNNING.value
+    return status
+
+
+# --- the end of an attempt
+
+
+def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JSON:
+    attempt = replace(attempt, pod_uid=pod.uid)
+    outcome = _document(pod) if job.inference else None
+    if job.inference:
+        if outcome is not None:
+            return _outcome(job, status, attempt, outcome, now)
+    elif pod.deleting or pod.disrupted or attempt.state is AttemptState.STOPPING:
+        pass  # it was ended from outside: even an exit code of 0 doesn't say that the work is done
+    elif pod.phase == "Succeeded":
+        return _succeed(job, status, attempt, "the pod succeeded", now)
+    elif pod.phase == "Failed":
+        message = pod.failure or "the pod failed without a word"
+        return _fail(
+            job,
+            _finish(status, attempt, AttemptState.FAILED, Reason.POD_FAILED, message, now),
+            Reason.POD_FAILED,
+            message,
+            now,
+        )
+    what = (
+        "its pod was deleted"
+        if pod.gone or pod.deleting
+        else f"its pod {'was disrupted' if pod.disrupted else 'failed'}"
+    )
+    return _ended_without_word(job, status, attempt, what + (f": {pod.failure}" if pod.failure else ""), now)
+
+
+def _outcome(job: Job, status: JSON, attempt: Attempt, outcome: JSON, now: float) -> JSON:
+    if outcome.get("reason") == INTERRUPTED and not outcome["succeeded"]:
+        return _ended_without_word(job, status, attempt, "it was interrupted", now, outcome)
+    status["results"] = _results(outcome)
+    _final_progress(status, outcome, now)
+    if outcome["succeeded"]:
+        message = f"{outcome.get('completed', 0)} requests answered, {outcome.get('failed', 0)} failed"
+        return _succeed(job, status, attempt, message, now)
+    reason, message = outcome.get("reason", "InternalError"), outcome.get("message", "")
+    return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
+
+
+def _ended_without_word(
+    job: Job, status: JSON, attempt: Attempt, what: str, now: float, outcome: JSON | None = None
+) -> JSON:
+    """The attempt ended by our own decision, or by nobody's fault: then the job goes back to its place in the queue."""
+    if attempt.state is AttemptState.STOPPING:
+        reason, message = attempt.reason or Reason.LOST, attempt.message or ""
+        if outcome is not None:
+            status["results"] = _results(outcome)
+            _final_progress(status, outcome, now)
+        return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
+    message = f"attempt {attempt.number} on {attempt.node} was lost: {what}"
+    status = _finish(status, attempt, AttemptState.LOST, Reason.LOST, message, now)
+    if attempt.number >= MAX_ATTEMPTS:
+        message = f"{MAX_ATTEMPTS} attempts were lost; the last: {message}"
+        return _fail(job, status, Reason.TOO_MANY_LOST_ATTEMPTS, message, now)
+    status["phase"] = Phase.QUEUED.value
+    for key in ("nodeName", "podName", "startTime", "progress", "queuePosition", "pending", "estimatedCompletionTime"):
+        status.pop(key, None)
+    conditions.put(status, "Admitted", False, Reason.LOST, message, now, job.generation)
+    return status
+
+
+def _finish(
+    status: JSON, attempt: Attempt, state: AttemptState, reason: str | None, message: str | None, now: float
+) -> JSON:
+    _record(status, replace(attempt, state=state, reason=reason, message=message), now)
+    return status
+
+
+def _succeed(job: Job, status: JSON, attempt: Attempt, message: str, now: float) -> JSON:
+    status = _finish(status, attempt, AttemptState.SUCCEEDED, None, None, now)
+    conditions.put(status, "Complete", True, Reason.SUCCEEDED, message, now, job.generation)
+    return _close(job, status, Phase.SUCCEEDED, now)
+
+
+def _fail(job: Job, status: JSON, reason: str, message: str, now: float) -> JSON:
+    conditions.put(status, "Failed", True, reason, message or reason, now, job.generation)
+    return _close(job, status, Phase.FAILED, now)
+
+
+def _close(job: Job, status: JSON, phase: Phase, now: float) -> JSON:
+    status |= {"phase": phase.value, "completionTime": iso(now)}
+    for key in ("queuePosition", "estimatedStartTime", "estimatedCompletionTime", "pending"):
+        status.pop(key, None)
+    event = phase.value.lower()
+    status["webhookDeliveries"] = [
+        # One id for each event and webhook, derived and not drawn: a decision made twice is the same message.
+        {
+            "id": f"msg_{job.uid}_{event}_{i}",
+            "webhook": i,
+            "event": event,
+            "state": "Pending",
+            "attempts": 0,
+            "time": iso(now),
+        }
+        for i, events in enumerate(job.webhooks)
+        if event in events
+    ]
+    return status
+
+
+# --- small parts
+
+
+def _tidy(job: Job, phase: Phase, pods: Sequence[Pod]) -> tuple[Action, ...]:
+    """Pods that have nothing more to say: inspect pods after validation, finalizers of recorded outcomes."""
+    out: list[Action] = []
+    current = job.attempt.number if job.attempt and phase in ACTIVE else None
+    for pod in pods:
+        if pod.gone:
+            continue
+        if pod.kind == "inspect" and phase is not Phase.VALIDATING and not pod.deleting:
+            out.append(Remove(pod))
+        if pod.kind == "run" and pod.attempt != current:
+            if pod.has_finalizer and (pod.finished or pod.deleting):
+                out.append(Release(pod))
+            if not pod.finished and not pod.deleting:  # nothing but the recorded attempt may run
+                out.append(Remove(pod))
+    return tuple(out)
+
+
+def _document(pod: Pod) -> JSON | None:
+    """The JSON document that the runner left as its termination message, if its pod has ended in peace."""
+    if not pod.terminated_message:
+        return None
+    try:
+        document = json.loads(pod.terminated_message)
+    except ValueError:
+        return None  # not ours: an OCI error, or the tail of a log
+    return document if isinstance(document, dict) and ("succeeded" in document or "valid" in document) else None
+
+
+def _attempt_json(a: Attempt, ended: float | None = None) -> JSON:
+    out = {
+        "number": a.number,
+        "node": a.node,
+        "slot": a.slot,
+        "podName": a.pod_name,
+        "podUid": a.pod_uid,
+        "startTime": iso(a.started),
+        "endTime": iso(ended) if ended is not None else None,
+        "state": a.state.value,
+        "reason": a.reason,
+        "message": a.message,
+    }
+    return {k: v for k, v in out.items() if v is not None}
+
+
+def _record(status: JSON, attempt: Attempt, ended: float | None = None) -> None:
+    status["attempts"] = [*status.get("attempts", [])[:-1], _attempt_json(attempt, ended)]
+
+
+def _results(outcome: JSON) -> JSON:
+    keys = ("output", "errors", "total", "completed", "failed", "usage", "timings")
+    return {k: outcome[k] for k in keys if outcome.get(k) is not None}
+
+
+def _final_progress(status: JSON, outcome: JSON, now: float) -> None:
+    usage = outcome.get("usage") or {}
+    status["progress"] = _progress_json(
+        ProgressReport(
+            stage="Done",
+            message="",
+            total=outcome.get("total"),
+            completed=outcome.get("completed", 0),
+            failed=outcome.get("failed", 0),
+            rate=None,
+            input_tokens=usage.get("inputTokens", 0),
+            output_tokens=usage.get("outputTokens", 0),
+            processing_seconds=(outcome.get("timings") or {}).get("processing", 0.0),
+            at=now,
+        )
+    )
+
+
+def _percent(report: ProgressReport) -> int | None:
+    if not report.total:
+        return None
+    return min(100, 100 * (report.completed + report.failed) // report.total)
+
+
+def _progress_json(report: ProgressReport) -> JSON:
+    done, percent = report.completed + report.failed, _percent(report)
+    out = {
+        "stage": report.stage,
+        "message": report.message[:1024] or None,
+        "summary": f"{done}/{report.total} ({percent}%)" if percent is not None else None,
+        "total": report.total,
+        "completed": report.completed,
+        "failed": report.failed,
+        "percent": percent,
+        "rate": round(report.rate, 2) if report.rate is not None else None,
+        "inputTokens": report.input_tokens,
+        "outputTokens": report.output_tokens,
+        "processingSeconds": round(report.processing_seconds, 1),
+        "lastHeartbeatTime": iso(report.at),
+    }
+    return {k: v for k, v in out.items() if v is not None}
+
+
+def _newsworthy(old: JSON, report: ProgressReport) -> bool:
+    if old.get("stage") != report.stage or old.get("percent") != _percent(report):
+        return True
+    last = old.get("lastHeartbeatTime")
+    return last is None or report.at - seconds(last) >= 30

@@ -1,0 +1,186 @@
+"""The world as the core sees it: jobs, nodes, pods, and a snapshot of them all. Immutable values, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from gpubatch_operator.core.phases import Phase
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Toleration:
+    """As in a pod's spec; `key=None` with `Exists` tolerates everything."""
+
+    key: str | None
+    operator: str
+    value: str | None
+    effect: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """As in a node's spec."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What a job asks of a node. Made by `shape`, so that equal shapes are one object: compared by identity."""
+
+    resource: str
+    gpus: int
+    selector: tuple[tuple[str, str], ...]
+    tolerations: tuple[Toleration, ...]
+
+
+@lru_cache(maxsize=4096)
+def shape(
+    resource: str,
+    gpus: int,
+    selector: tuple[tuple[str, str], ...] = (),
+    tolerations: tuple[Toleration, ...] = (),
+) -> Shape:
+    """The one `Shape` of these values (a shape made twice after an eviction costs time, never correctness)."""
+    return Shape(resource, gpus, selector, tolerations)
+
+
+class AttemptState(StrEnum):
+    """Where an attempt is in its life."""
+
+    ACTIVE = "Active"
+    STOPPING = "Stopping"  # we have decided to end it, and `reason` says why; its pod still has to go
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    LOST = "Lost"  # the cluster's fault, not the job's: it goes back into the queue
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job in one pod, as recorded in status before the pod is created."""
+
+    number: int
+    node: str
+    slot: int
+    pod_name: str
+    pod_uid: str | None
+    started: float
+    state: AttemptState
+    reason: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A `GPUBatchJob`. Times in seconds since the epoch; `status` is the status as it was read, never modified."""
+
+    uid: str
+    namespace: str
+    name: str
+    resource_version: str
+    generation: int
+    created: float
+    priority: int
+    shape: Shape
+    inference: bool
+    model: str  # what its speed is learned by: the model of an inference job, the image of a template
+    hint: float | None  # the user's own estimate, seconds
+    webhooks: tuple[frozenset[str], ...]  # for each webhook the events that it wants
+    phase: Phase | None
+    queued_at: float
+    ticket: int
+    position: int | None  # as published
+    estimated_start: float | None  # as published
+    estimated_completion: float | None  # as published
+    requests: int | None  # valid requests, once inspected
+    attempt: Attempt | None  # the newest
+    attempts: int  # the number of the newest
+    status: Mapping[str, Any] = field(repr=False)
+    rank: tuple[int, float, int, str] = field(repr=False, default=(0, 0.0, 0, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node; `capacity` is what is allocatable, of each extended resource."""
+
+    name: str
+    ready: bool
+    unschedulable: bool
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    capacity: Mapping[str, int]
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerTrouble:
+    """Why a container isn't running: the kubelet's reason and message."""
+
+    container: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A runner or inspect pod."""
+
+    uid: str
+    namespace: str
+    name: str
+    job_uid: str
+    kind: str  # run | inspect
+    attempt: int
+    node: str | None  # where it is bound
+    slot: int | None
+    target: str | None  # the node that it was made for
+    resource: str
+    gpus: int
+    created: float
+    phase: str  # Pending | Running | Succeeded | Failed | Unknown
+    deleting: bool
+    gone: bool  # deleted from the API; this is the last that was seen of it
+    has_finalizer: bool
+    ip: str | None
+    started: bool  # the main container runs or has run
+    restarts: int  # of the main container
+    terminated_message: str | None  # of the main container's last end
+    failure: str | None  # a sentence about how the main container failed, if it did
+    trouble: ContainerTrouble | None
+    unschedulable: str | None  # the scheduler's message
+    disrupted: bool  # evicted, preempted, its node lost
+    engine_restarts: int
+    engine_down: bool  # it has ended and isn't running again yet
+    engine_end: tuple[str, str] | None  # reason and message of the engine's last end
+
+    @property
+    def finished(self) -> bool:
+        """Nothing of it runs any more, and nothing will."""
+        return self.gone or self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """A slot that is in use, and the GPUs with it."""
+
+    node: str
+    slot: int
+    resource: str
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a plan is made of. `waiting` in any order; whoever is neither waiting nor an occupant doesn't matter."""
+
+    waiting: Sequence[Job]
+    nodes: Sequence[Node]
+    occupied: Sequence[Occupant]

@@ -1,0 +1,89 @@
+"""What of a plan is worth a write: position, estimates and the reason for waiting, in the status of each job.
+
+Exact positions for all would cost a write for each waiting job at each admission. So the first `EXACT` positions are
+always exact; deeper ones, and all estimates, are written when they have moved by more than a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpubatch_operator.core.clock import iso
+from gpubatch_operator.core.estimate import Estimate
+from gpubatch_operator.core.model import JSON, Job, Node, Shape
+from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.core.placement import matching, misfits
+from gpubatch_operator.core.reasons import NEXT_STEP, Reason
+
+EXACT = 20
+SHARE = 0.1
+SECONDS = 5.0  # moves of an estimate below this are noise
+
+
+def position_is_stale(published: int | None, position: int) -> bool:
+    """Whether the published position should be replaced."""
+    if published is None or position <= EXACT:
+        return published != position
+    return abs(published - position) > SHARE * published
+
+
+def estimate_is_stale(published: float | None, new: float | None, now: float) -> bool:
+    """Whether the published estimate should be replaced: it moved by more than a tenth, or has passed."""
+    if published is None or new is None:
+        return published is not new
+    if published <= now:
+        return new - published >= 1.0
+    return abs(new - published) > max(SECONDS, SHARE * (new - now))
+
+
+def stale(job: Job, position: int, blocker: tuple[Reason, str], estimate: Estimate | None, now: float) -> bool:
+    """Whether a waiting job's published view should be written anew."""
+    return (
+        position_is_stale(job.position, position)
+        or (job.phase is Phase.QUEUED and (job.status.get("pending") or {}).get("reason") != blocker[0].value)
+        or estimate_is_stale(job.estimated_start, estimate.start if estimate else None, now)
+        or estimate_is_stale(job.estimated_completion, estimate.completion if estimate else None, now)
+    )
+
+
+class Blockers:
+    """Why jobs wait, by shape; each shape is looked at once."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._known: dict[Shape, tuple[Reason, str]] = {}
+
+    def of(self, shape: Shape) -> tuple[Reason, str]:
+        """The dominant reason and its sentence."""
+        if shape not in self._known:
+            self._known[shape] = self._look(shape)
+        return self._known[shape]
+
+    def _look(self, shape: Shape) -> tuple[Reason, str]:
+        if not any(n.capacity.get(shape.resource) for n in self._nodes):
+            return Reason.NO_GPU_NODES, f"no node advertises {shape.resource}"
+        if count := matching(shape, self._nodes):
+            nodes = "the only matching node is" if count == 1 else f"all {count} matching nodes are"
+            return Reason.NODES_BUSY, f"{nodes} busy"
+        return Reason.NO_MATCHING_NODE, misfits(shape, self._nodes)
+
+
+def waiting(job: Job, status: JSON, position: int, blocker: tuple[Reason, str], estimate: Estimate | None) -> None:
+    """The status with the view of a waiting job put in, in place."""
+    status["queuePosition"] = position
+    if job.phase is not Phase.VALIDATING:
+        reason, why = blocker
+        ahead = f"position {position}: " if reason is Reason.NODES_BUSY else ""
+        status["pending"] = {"reason": reason.value, "message": ahead + why}
+        if step := NEXT_STEP.get(reason):
+            status["pending"]["nextStep"] = step
+    estimated(status, "estimatedStartTime", estimate.start if estimate else None)
+    estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
+
+
+def estimated(status: JSON, field: str, at: float | None) -> None:
+    """The status with one estimate set (rounded up, so that it isn't past at once) or removed, in place."""
+    if at is None:
+        status.pop(field, None)
+    else:
+        status[field] = iso(at + 1)

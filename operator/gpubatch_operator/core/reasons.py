@@ -1,0 +1,47 @@
+"""The operator's own reasons, each with the sentence that tells a user what to do. Part of the API.
+
+The runner has reasons of its own (`gpubatch_runner.contract.Reason`), which pass through unchanged.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is, or why a job waits."""
+
+    # why it waits
+    VALIDATING = "Validating"
+    NODES_BUSY = "NodesBusy"
+    NO_GPU_NODES = "NoGPUNodes"
+    NO_MATCHING_NODE = "NoMatchingNode"
+    UNSCHEDULABLE = "Unschedulable"
+    # what is fine
+    VALID = "Valid"
+    INVALID_LINES_SKIPPED = "InvalidLinesSkipped"
+    ADMITTED = "Admitted"
+    SUCCEEDED = "Succeeded"
+    # what went wrong
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
+    ENGINE_OUT_OF_MEMORY = "EngineOutOfMemory"
+    ENGINE_CRASHED = "EngineCrashed"
+    RUNNER_CRASHED = "RunnerCrashed"
+    POD_REJECTED = "PodRejected"
+    POD_FAILED = "PodFailed"
+    LOST = "Lost"
+    TOO_MANY_LOST_ATTEMPTS = "TooManyLostAttempts"
+
+
+NEXT_STEP: dict[Reason, str] = {
+    Reason.NO_GPU_NODES: "Add a node that advertises the GPU resource, or check the GPU device plugin.",
+    Reason.NO_MATCHING_NODE: "Compare spec.gpus, spec.nodeSelector and spec.tolerations with the nodes' labels, "
+    "taints and GPUs.",
+    Reason.UNSCHEDULABLE: "Look at what else holds the node's GPUs or memory, or at the volumes that the job names.",
+    Reason.IMAGE_PULL_FAILED: "Check the image's name and tag, and spec.imagePullSecrets.",
+    Reason.CONTAINER_NOT_STARTED: "Check the Secrets, ConfigMaps and commands that the job names.",
+    Reason.ENGINE_OUT_OF_MEMORY: "Raise spec.inference.engine.resources.limits.memory, or lower the engine's needs.",
+    Reason.ENGINE_CRASHED: "Read the engine's last words in the message; check spec.inference.model and engine.args.",
+    Reason.RUNNER_CRASHED: "Read the runner's log; this is most likely a bug worth reporting.",
+}
