@@ -1,0 +1,1 @@
+"""The imperative shell towards Kubernetes: watching, the store, the client, pods, actions."""

@@ -1,0 +1,122 @@
+"""Raw JSON in, raw JSON out: a thin layer over the official asyncio client.
+
+The client's own models cost more time than the requests; the store wants plain objects anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from kubernetes.aio import client as k8s
+from kubernetes.aio import config
+
+from gpubatch_operator.metrics import API_WRITES
+
+JSON = dict[str, Any]
+MERGE_PATCH = "application/merge-patch+json"
+TIMEOUT = 10.0  # of one request, seconds; a lost one is repeated by the next plan
+PAGE = 500
+
+
+class ApiError(Exception):
+    """The API server said no. `message` is its own sentence."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class Client:
+    """One connection pool to the API server."""
+
+    def __init__(self, api: k8s.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    async def connect(cls) -> Client:
+        """In a pod by its service account, else by kubeconfig."""
+        configuration = k8s.Configuration()
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(client_configuration=configuration)
+        configuration.connection_pool_maxsize = 64
+        return cls(k8s.ApiClient(configuration))
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self._api.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: JSON | None = None,
+        query: dict[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> JSON:
+        """One request; the answer's body.
+
+        Raises:
+            ApiError: Any status but 2xx.
+            OSError, asyncio.TimeoutError, aiohttp.ClientError: The server wasn't reached.
+        """
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        if method != "GET":
+            API_WRITES.labels(method, _resource(path)).inc()
+        request = self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
+        await response.read()
+        data = json.loads(response.data) if response.data else {}
+        if not 200 <= response.status < 300:
+            raise ApiError(response.status, data.get("reason", ""), data.get("message", ""))
+        return data if isinstance(data, dict) else {}
+
+    async def get(self, path: str) -> JSON:
+        """Read one object."""
+        return await self.request("GET", path)
+
+    async def list(self, path: str, **query: Any) -> tuple[list[JSON], str]:
+        """All objects of a collection, page by page, and the resourceVersion of the list."""
+        items: list[JSON] = []
+        token = ""
+        while True:
+            page = await self.request(
+                "GET", path, query={**query, "limit": PAGE, **({"continue": token} if token else {})}
+            )
+            items += page.get("items") or []
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return items, page["metadata"]["resourceVersion"]
+
+    async def create(self, path: str, body: JSON) -> JSON:
+        """Create an object."""
+        return await self.request("POST", path, body)
+
+    async def patch(self, path: str, body: JSON) -> JSON:
+        """Merge a patch into an object."""
+        return await self.request("PATCH", path, body, content_type=MERGE_PATCH)
+
+    async def delete(self, path: str, uid: str) -> None:
+        """Delete the object if it is still this one; gone already is fine."""
+        try:
+            await self.request("DELETE", path, {"preconditions": {"uid": uid}})
+        except ApiError as e:
+            if e.status not in (404, 409):
+                raise
+
+
+def _resource(path: str) -> str:
+    parts = path.strip("/").split("/")
+    return parts[parts.index("namespaces") + 2] if "namespaces" in parts[:-2] else parts[-1]

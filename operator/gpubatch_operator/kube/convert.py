@@ -1,0 +1,202 @@
+"""Kubernetes' raw objects as the core's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.core.clock import seconds
+from gpubatch_operator.core.model import (
+    Attempt,
+    AttemptState,
+    ContainerTrouble,
+    Job,
+    Node,
+    Pod,
+    Shape,
+    Taint,
+    Toleration,
+    shape,
+)
+from gpubatch_operator.core.order import rank
+from gpubatch_operator.core.phases import Phase
+
+JSON = dict[str, Any]
+
+JOB_UID = "gpubatch.dev/job-uid"
+KIND = "gpubatch.dev/kind"
+ATTEMPT = "gpubatch.dev/attempt"
+SLOT = "gpubatch.dev/slot"
+NODE = "gpubatch.dev/node"
+RESOURCE = "gpubatch.dev/gpu-resource"
+GPUS = "gpubatch.dev/gpus"
+FINALIZER = "gpubatch.dev/outcome"
+RUNNER = "runner"
+ENGINE = "engine"
+
+
+def job_of(raw: JSON) -> Job:
+    """A `GPUBatchJob`.
+
+    Raises:
+        pydantic.ValidationError: The spec isn't what the CRD allows (stored under another version of it).
+    """
+    meta, status = raw["metadata"], raw.get("status") or {}
+    spec = JobSpec.model_validate(raw.get("spec") or {})
+    created = seconds(meta["creationTimestamp"])
+    queued_at = seconds(status["queuedAt"]) if "queuedAt" in status else created
+    ticket = int(status.get("queueTicket") or meta["resourceVersion"])
+    attempts = status.get("attempts") or []
+    return Job(
+        uid=meta["uid"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        resource_version=meta["resourceVersion"],
+        generation=meta.get("generation", 1),
+        created=created,
+        priority=spec.priority,
+        shape=shape_of(spec),
+        inference=spec.inference is not None,
+        model=_model(spec),
+        hint=spec.estimated_duration_seconds,
+        webhooks=tuple(frozenset(w.events) for w in spec.webhooks),
+        phase=Phase(status["phase"]) if "phase" in status else None,
+        queued_at=queued_at,
+        ticket=ticket,
+        position=status.get("queuePosition"),
+        estimated_start=_maybe_seconds(status.get("estimatedStartTime")),
+        estimated_completion=_maybe_seconds(status.get("estimatedCompletionTime")),
+        requests=(status.get("inspection") or {}).get("requests"),
+        attempt=_attempt(attempts[-1]) if attempts else None,
+        attempts=attempts[-1]["number"] if attempts else 0,
+        status=status,
+        rank=rank(spec.priority, queued_at, ticket, meta["uid"]),
+    )
+
+
+def shape_of(spec: JobSpec) -> Shape:
+    """What the job asks of a node."""
+    return shape(
+        spec.gpu_resource,
+        spec.gpus,
+        tuple(sorted(spec.node_selector.items())),
+        tuple(Toleration(t.key, t.operator, t.value, t.effect) for t in spec.tolerations),
+    )
+
+
+def node_of(raw: JSON, slots: int) -> Node:
+    """A node; resources that don't count in whole numbers (CPU, memory) are left out."""
+    spec, status = raw.get("spec") or {}, raw.get("status") or {}
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+    return Node(
+        name=raw["metadata"]["name"],
+        ready=ready,
+        unschedulable=bool(spec.get("unschedulable")),
+        labels=raw["metadata"].get("labels") or {},
+        taints=tuple(Taint(t["key"], t.get("value", ""), t["effect"]) for t in spec.get("taints") or []),
+        capacity={k: int(v) for k, v in (status.get("allocatable") or {}).items() if "/" in k and str(v).isdigit()},
+        slots=slots,
+    )
+
+
+def pod_of(raw: JSON, gone: bool = False) -> Pod:
+    """A pod of ours, as its labels tell."""
+    meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
+    labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
+    main = _main(status.get("containerStatuses") or [], spec)
+    engine: JSON = next((c for c in status.get("initContainerStatuses") or [] if c["name"] == ENGINE), {})
+    ended = (main.get("state") or {}).get("terminated") or {}
+    last = ended or (main.get("lastState") or {}).get("terminated") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    scheduled = conditions.get("PodScheduled", {})
+    engine_state = engine.get("state") or {}
+    return Pod(
+        uid=meta["uid"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        job_uid=labels[JOB_UID],
+        kind=labels.get(KIND, "run"),
+        attempt=int(labels.get(ATTEMPT, "0")),
+        node=spec.get("nodeName") or None,
+        slot=int(labels[SLOT]) if SLOT in labels else None,
+        target=notes.get(NODE),
+        resource=notes.get(RESOURCE, ""),
+        gpus=int(notes.get(GPUS, "0")),
+        created=seconds(meta["creationTimestamp"]),
+        phase=status.get("phase", "Pending"),
+        deleting="deletionTimestamp" in meta,
+        gone=gone,
+        has_finalizer=FINALIZER in (meta.get("finalizers") or []),
+        ip=status.get("podIP"),
+        started=bool(main.get("started")) or "running" in (main.get("state") or {}) or bool(last),
+        restarts=main.get("restartCount", 0),
+        terminated_message=ended.get("message") if ended.get("exitCode") == 0 else None,
+        failure=_failure(status, main, last),
+        trouble=_trouble(status),
+        unschedulable=scheduled.get("message") if scheduled.get("status") == "False" else None,
+        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True" or status.get("reason") == "NodeLost",
+        engine_restarts=engine.get("restartCount", 0),
+        engine_down=bool(engine) and "running" not in engine_state,
+        engine_end=_end(engine_state.get("terminated") or (engine.get("lastState") or {}).get("terminated")),
+    )
+
+
+def _main(statuses: list[JSON], spec: JSON) -> JSON:
+    """The container whose end is the pod's: the runner, or the template's first."""
+    first = spec["containers"][0]["name"]
+    return next((c for c in statuses if c["name"] == first), {})
+
+
+def _failure(status: JSON, main: JSON, last: JSON) -> str | None:
+    if last and last.get("exitCode"):
+        text = f"container {main.get('name')} exited with code {last['exitCode']} ({last.get('reason', 'Error')})"
+        return text + (f": {last['message'].strip()[-2000:]}" if last.get("message") else "")
+    if status.get("phase") == "Failed":
+        for c in status.get("containerStatuses") or []:
+            if code := ((c.get("state") or {}).get("terminated") or {}).get("exitCode"):
+                return f"container {c['name']} exited with code {code}"
+        return status.get("message") or status.get("reason")
+    return None
+
+
+def _trouble(status: JSON) -> ContainerTrouble | None:
+    for c in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (c.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating", "CrashLoopBackOff"):
+            return ContainerTrouble(c["name"], waiting["reason"], waiting.get("message", ""))
+    return None
+
+
+def _end(terminated: JSON | None) -> tuple[str, str] | None:
+    if not terminated:
+        return None
+    reason = terminated.get("reason", "Error")
+    return (
+        reason if reason == "OOMKilled" else f"exit code {terminated.get('exitCode')}",
+        terminated.get("message", ""),
+    )
+
+
+def _attempt(a: JSON) -> Attempt:
+    return Attempt(
+        number=a["number"],
+        node=a["node"],
+        slot=a["slot"],
+        pod_name=a["podName"],
+        pod_uid=a.get("podUid"),
+        started=seconds(a["startTime"]),
+        state=AttemptState(a["state"]),
+        reason=a.get("reason"),
+        message=a.get("message"),
+    )
+
+
+def _model(spec: JobSpec) -> str:
+    if spec.inference is not None:
+        return spec.inference.model
+    assert spec.template is not None, "the CRD demands one of the two"
+    return str(spec.template.spec.containers[0].raw().get("image", ""))
+
+
+def _maybe_seconds(text: str | None) -> float | None:
+    return seconds(text) if text else None

@@ -1,0 +1,285 @@
+"""The pods of a job: what runs in them, and the locks that the cluster itself holds for us.
+
+Two jobs can't share a slot even if two operators disagree: the pod's name is derived from job and attempt, a required
+anti-affinity lets a node have one pod of each slot's index, and the GPUs are requested from the scheduler.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpubatch_operator.api.crd import API_VERSION, KIND
+from gpubatch_operator.api.spec import Inference, JobSpec
+from gpubatch_operator.core.model import Attempt
+from gpubatch_operator.kube import convert
+from gpubatch_operator.settings import Settings
+from gpubatch_runner import contract
+
+JSON = dict[str, Any]
+
+USER = 65532
+GRACE_SECONDS = 120
+LOCKED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+ENGINE_ENV = {
+    "HOME": "/tmp",
+    "HF_HOME": "/tmp/huggingface",
+    "VLLM_CACHE_ROOT": "/tmp/vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # vLLM closes idle connections after 5 s by default, under the feet of its clients.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
+}
+
+
+def pod_name(job_name: str, job_uid: str, suffix: str) -> str:
+    """The name of an attempt's pod (`suffix` its number) or of the inspect pod; at most 63 characters.
+
+    The hash makes it unique where long names of jobs are cut or a job is created anew under an old name.
+    """
+    digest = hashlib.sha256(f"{job_uid}/{suffix}".encode()).hexdigest()[:8]
+    return f"{job_name[:40].rstrip('-.')}-{suffix}-{digest}"
+
+
+def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings) -> JSON:
+    """The pod of an attempt, with all its locks."""
+    if spec.inference is not None:
+        pod = _skeleton(raw, spec, attempt.pod_name, "run")
+        pod["spec"] |= _inference_spec(raw, spec, spec.inference, attempt, settings)
+    else:
+        pod = _template_pod(raw, spec, attempt)
+    pod["metadata"]["labels"] |= {convert.ATTEMPT: str(attempt.number), convert.SLOT: str(attempt.slot)}
+    pod["metadata"]["annotations"] |= {
+        convert.NODE: attempt.node,
+        convert.RESOURCE: spec.gpu_resource,
+        convert.GPUS: str(spec.gpus),
+        # An autoscaler must not tidy a running job away.
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    body = pod["spec"]
+    body["priorityClassName"] = settings.priority_class
+    body["tolerations"] = [
+        *body.get("tolerations", []),
+        *(t.model_dump(by_alias=True, exclude_none=True) for t in spec.tolerations),
+        {"key": spec.gpu_resource, "operator": "Exists"},
+    ]
+    body["nodeSelector"] = body.get("nodeSelector", {}) | spec.node_selector
+    body["affinity"] = _locked_to(body.get("affinity", {}), attempt)
+    return pod
+
+
+def inspect_pod(raw: JSON, spec: JobSpec, settings: Settings) -> JSON:
+    """The small CPU-only pod that reads and checks the input once, before the job waits."""
+    assert spec.inference is not None, "only inference jobs are inspected"
+    meta = raw["metadata"]
+    pod = _skeleton(raw, spec, pod_name(meta["name"], meta["uid"], "inspect"), "inspect")
+    runner, volumes = _runner(raw, spec.inference, 0, settings, "inspect")
+    pod["spec"] |= {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": 5,
+        "containers": [runner],
+        "volumes": volumes,
+    }
+    if spec.inference.input.url.startswith("pvc://"):
+        # A volume may be reachable only from where the job itself can run.
+        pod["spec"]["nodeSelector"] = dict(spec.node_selector)
+        pod["spec"]["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.tolerations] + [
+            {"key": spec.gpu_resource, "operator": "Exists"}
+        ]
+    return pod
+
+
+def _skeleton(raw: JSON, spec: JobSpec, name: str, kind: str) -> JSON:
+    meta = raw["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": meta["namespace"],
+            "labels": {
+                "app.kubernetes.io/managed-by": "gpubatch",
+                convert.JOB_UID: meta["uid"],
+                convert.KIND: kind,
+            },
+            "annotations": {"gpubatch.dev/job": meta["name"]},
+            "ownerReferences": [
+                {"apiVersion": API_VERSION, "kind": KIND, "name": meta["name"], "uid": meta["uid"], "controller": True}
+            ],
+        },
+        "spec": {
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": spec.service_account_name is not None,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        }
+        | ({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {})
+        | (
+            {"imagePullSecrets": [{"name": s.name} for s in spec.image_pull_secrets]} if spec.image_pull_secrets else {}
+        ),
+    }
+
+
+def _inference_spec(raw: JSON, spec: JobSpec, work: Inference, attempt: Attempt, settings: Settings) -> JSON:
+    runner, volumes = _runner(raw, work, attempt.number, settings, "run")
+    engine = work.engine
+    given = [e.raw() for e in engine.env]
+    gpus = {spec.gpu_resource: spec.gpus}
+    resources: JSON = engine.resources.model_dump(exclude_none=True)
+    resources["limits"] = resources.get("limits", {}) | gpus
+    resources["requests"] = resources.get("requests", {}) | gpus
+    return {
+        # The kubelet restarts a crashed runner, which then goes on from its journal; verdicts exit with 0.
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "initContainers": [
+            {
+                "name": convert.ENGINE,
+                "image": engine.image or settings.engine_image,
+                "imagePullPolicy": settings.image_pull_policy,
+                "restartPolicy": "Always",  # a native sidecar
+                "args": [
+                    *("--model", work.model),
+                    *("--served-model-name", work.served_model_name or work.model),
+                    *("--host", "127.0.0.1", "--port", str(contract.ENGINE_PORT)),
+                    *engine.args,
+                ],
+                "env": [{"name": k, "value": v} for k, v in ENGINE_ENV.items() if k not in {e["name"] for e in given}]
+                + given,
+                "resources": resources,
+                "securityContext": LOCKED,
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "gpubatch-tmp", "mountPath": "/tmp"},
+                    {"name": "gpubatch-shm", "mountPath": "/dev/shm"},
+                    *(m.raw() for m in engine.volume_mounts),
+                ],
+            }
+        ],
+        "containers": [runner],
+        "volumes": [
+            *volumes,
+            {"name": "gpubatch-tmp", "emptyDir": {}},
+            # A container has 64 MiB there, vLLM wants more.
+            {"name": "gpubatch-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            *(v.raw() for v in engine.volumes),
+        ],
+    }
+
+
+def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: str) -> tuple[JSON, list[JSON]]:
+    """The runner's container and the volumes that it needs."""
+    volumes: list[JSON] = [{"name": "gpubatch-journal", "emptyDir": {}}]
+    mounts: list[JSON] = [{"name": "gpubatch-journal", "mountPath": contract.JOURNAL_DIR}]
+    run = run_spec(raw, work, attempt, settings)
+    for i, (scheme, name) in enumerate(_sources(run)):
+        volume = f"gpubatch-location-{i}"
+        if scheme == "pvc":
+            volumes.append({"name": volume, "persistentVolumeClaim": {"claimName": name}})
+            mounts.append({"name": volume, "mountPath": f"{contract.CLAIMS_DIR}/{name}"})
+        else:
+            # Optional, so that the pod starts and the runner can say in status what is missing.
+            volumes.append({"name": volume, "configMap": {"name": name, "optional": True}})
+            mounts.append({"name": volume, "mountPath": f"{contract.CONFIGMAPS_DIR}/{name}", "readOnly": True})
+    container: JSON = {
+        "name": convert.RUNNER,
+        "image": settings.runner_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": [mode],
+        "env": [{"name": contract.SPEC_ENV, "value": run.to_json()}, {"name": "HOME", "value": contract.JOURNAL_DIR}],
+        "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": LOCKED,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+    if secret := work.storage.secret_name:
+        container["envFrom"] = [{"secretRef": {"name": secret, "optional": True}}]
+    if mode == "run":
+        container["livenessProbe"] = {
+            "httpGet": {"path": "/healthz", "port": contract.PROGRESS_PORT},
+            "initialDelaySeconds": 30,
+            "periodSeconds": 30,
+            "timeoutSeconds": 10,
+            "failureThreshold": 5,
+        }
+    return container, volumes
+
+
+def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> contract.RunSpec:
+    """What the runner is told."""
+    meta = raw["metadata"]
+    return contract.RunSpec(
+        job=contract.JobRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"]),
+        run=meta["uid"],
+        attempt=attempt,
+        served_model_name=work.served_model_name or work.model,
+        input=work.input.url,
+        output=work.output.url,
+        errors=work.errors.url if work.errors else f"{work.output.url}.errors.jsonl",
+        storage=contract.Storage(endpoint=work.storage.endpoint, region=work.storage.region),
+        invalid_requests=work.invalid_requests,
+        max_requests=settings.max_requests_per_job,
+        max_concurrent_requests=work.max_concurrent_requests,
+        request_timeout_seconds=work.request_timeout_seconds,
+        engine_start_timeout_seconds=work.engine.start_timeout_seconds,
+    )
+
+
+def _sources(run: contract.RunSpec) -> list[tuple[str, str]]:
+    """The claims and ConfigMaps that the run's locations name, each once."""
+    parts = [urlsplit(url) for url in (run.input, run.output, run.errors)]
+    return list(dict.fromkeys((p.scheme, p.netloc) for p in parts if p.scheme in ("pvc", "configmap")))
+
+
+def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:
+    assert spec.template is not None, "the CRD demands one of the two"
+    pod = _skeleton(raw, spec, attempt.pod_name, "run")
+    ours, theirs = pod["metadata"], spec.template.metadata
+    ours["labels"] = theirs.labels | ours["labels"]
+    ours["annotations"] = theirs.annotations | ours["annotations"]
+    # The outcome of such a pod is nowhere but in its status: it stays until that is recorded.
+    ours["finalizers"] = [convert.FINALIZER]
+    body = copy.deepcopy(raw["spec"]["template"]["spec"])
+    for key in ("serviceAccountName", "imagePullSecrets"):
+        if key in pod["spec"]:
+            body.setdefault(key, pod["spec"][key])
+    body["restartPolicy"] = "Never"
+    body.setdefault("terminationGracePeriodSeconds", GRACE_SECONDS)
+    first = body["containers"][0]
+    first.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    for part in ("limits", "requests"):
+        first.setdefault("resources", {}).setdefault(part, {})[spec.gpu_resource] = spec.gpus
+    pod["spec"] = body
+    return pod
+
+
+def _locked_to(affinity: JSON, attempt: Attempt) -> JSON:
+    """The template's own affinity, and: this node, and no other pod of this slot's index on it."""
+    affinity = copy.deepcopy(affinity)
+    here = {"key": "metadata.name", "operator": "In", "values": [attempt.node]}
+    required = affinity.setdefault("nodeAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = required.setdefault("nodeSelectorTerms", []) or [{}]
+    required["nodeSelectorTerms"] = [t | {"matchFields": [*t.get("matchFields", []), here]} for t in terms]
+    alone = {
+        "labelSelector": {"matchLabels": {convert.SLOT: str(attempt.slot)}},
+        "topologyKey": "kubernetes.io/hostname",
+        "namespaceSelector": {},  # of all namespaces
+    }
+    affinity.setdefault("podAntiAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(
+        alone
+    )
+    return affinity

@@ -1,0 +1,185 @@
+"""Everything that was last seen of jobs, pods and nodes, in memory; the only state that decisions are made from.
+
+Events only update it and ask for a plan. Any answer of the API server updates it too, so that a plan never waits for
+the echo of our own write. Older versions of an object are ignored whatever the order in which they arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpubatch_operator.core.lifecycle import ProgressReport
+from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Snapshot
+from gpubatch_operator.core.phases import ACTIVE, FINISHED
+from gpubatch_operator.kube import convert
+
+JSON = dict[str, Any]
+TOMBSTONES = 4096
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """Not thread-safe on purpose: it lives in one event loop."""
+
+    def __init__(self, slots_per_node: int) -> None:
+        self._slots_per_node = slots_per_node
+        self.jobs: dict[str, Job] = {}
+        self.raw: dict[str, JSON] = {}
+        self.waiting: dict[str, Job] = {}
+        self.active: dict[str, Job] = {}
+        self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
+        self.pods: dict[str, Pod] = {}
+        self.pods_of: dict[str, dict[str, Pod]] = {}
+        self.nodes: dict[str, Node] = {}
+        self.reports: dict[str, ProgressReport] = {}  # by the pod's uid
+        self._versions: dict[str, int] = {}  # by uid: the resourceVersion that is held
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._dirty: set[str] = set()
+        self.changed = asyncio.Event()
+        self.finished: list[Job] = []  # jobs seen finished since somebody last took them, to learn from
+
+    # --- what was seen
+
+    def put_job(self, raw: JSON) -> None:
+        """A job as the API server has it now."""
+        uid = raw["metadata"]["uid"]
+        if not self._newer(raw):
+            return
+        try:
+            job = convert.job_of(raw)
+        except (ValidationError, ValueError, KeyError) as e:
+            log.error("a stored job can't be read and is left alone: %s: %s", raw["metadata"]["name"], e)
+            return
+        old = self.jobs.get(uid)
+        self.jobs[uid], self.raw[uid] = job, raw
+        self._place(job)
+        if job.phase in FINISHED and (old is None or old.phase not in FINISHED):
+            self.finished.append(job)
+        pending = any(d["state"] == "Pending" for d in job.status.get("webhookDeliveries") or [])
+        (self.deliverable.add if pending else self.deliverable.discard)(uid)
+        self.touch(uid)
+
+    def drop_job(self, uid: str) -> None:
+        """A job that is deleted; its pods may live on for their grace period."""
+        self._bury(uid)
+        self.jobs.pop(uid, None)
+        self.raw.pop(uid, None)
+        self.waiting.pop(uid, None)
+        self.active.pop(uid, None)
+        self.deliverable.discard(uid)
+        self.touch(uid)
+
+    def put_pod(self, raw: JSON) -> None:
+        """A pod of ours as the API server has it now."""
+        if self._newer(raw):
+            self._index(convert.pod_of(raw))
+
+    def drop_pod(self, raw: JSON) -> None:
+        """A pod that is deleted: it is kept, as gone, until its job has taken note of its last words."""
+        uid = raw["metadata"]["uid"]
+        if uid in self._deleted:
+            return
+        self._bury(uid)
+        self._index(convert.pod_of(raw, gone=True))
+
+    def lose_pod(self, uid: str) -> None:
+        """A pod whose deletion was missed: it is gone with what was last seen of it."""
+        if pod := self.pods.get(uid):
+            self._bury(uid)
+            self._index(replace(pod, gone=True))
+
+    def forget_pod(self, pod: Pod) -> None:
+        """Its job has no more use for it."""
+        self.pods.pop(pod.uid, None)
+        self.reports.pop(pod.uid, None)
+        siblings = self.pods_of.get(pod.job_uid, {})
+        siblings.pop(pod.uid, None)
+        if not siblings:
+            self.pods_of.pop(pod.job_uid, None)
+
+    def put_node(self, raw: JSON) -> None:
+        """A node; most of its events are heartbeats that change nothing for us."""
+        node = convert.node_of(raw, self._slots_per_node)
+        if self.nodes.get(node.name) != node:
+            self.nodes[node.name] = node
+            self.changed.set()
+
+    def drop_node(self, name: str) -> None:
+        """A node that is gone."""
+        if self.nodes.pop(name, None):
+            self.changed.set()
+
+    def put_report(self, pod: Pod, report: ProgressReport) -> None:
+        """What a runner said of its progress."""
+        self.reports[pod.uid] = report
+        self.touch(pod.job_uid)
+
+    # --- what follows from it
+
+    def touch(self, uid: str) -> None:
+        """Look at this job in the next round."""
+        self._dirty.add(uid)
+        self.changed.set()
+
+    def take_dirty(self) -> set[str]:
+        """The jobs to look at; whoever takes them looks at them."""
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    def take_finished(self) -> list[Job]:
+        """Jobs that finished since the last call."""
+        done, self.finished = self.finished, []
+        return done
+
+    def pods_for(self, uid: str) -> list[Pod]:
+        """The pods of a job, gone ones whose end wasn't looked at yet among them."""
+        return list(self.pods_of.get(uid, {}).values())
+
+    def snapshot(self) -> Snapshot:
+        """What a plan is made of."""
+        return Snapshot(tuple(self.waiting.values()), tuple(self.nodes.values()), tuple(self._occupied()))
+
+    def _occupied(self) -> Iterable[Occupant]:
+        """Slots of pods that live, and of attempts whose pod isn't there yet."""
+        pods = [p for p in self.pods.values() if p.kind == "run" and p.slot is not None]
+        for p in pods:
+            if (node := p.node or p.target) and p.slot is not None and not p.finished:
+                yield Occupant(node, p.slot, p.resource, p.gpus)
+        seen = {(p.job_uid, p.attempt) for p in pods}
+        for job in self.active.values():
+            if (a := job.attempt) and (job.uid, a.number) not in seen:
+                yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
+
+    def _place(self, job: Job) -> None:
+        self.waiting.pop(job.uid, None)
+        self.active.pop(job.uid, None)
+        if job.phase in ACTIVE:
+            self.active[job.uid] = job
+        elif job.phase is not None and job.phase not in FINISHED:
+            self.waiting[job.uid] = job
+
+    def _index(self, pod: Pod) -> None:
+        self.pods[pod.uid] = pod
+        self.pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
+        self.touch(pod.job_uid)
+
+    def _newer(self, raw: JSON) -> bool:
+        uid, version = raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"])
+        if uid in self._deleted or self._versions.get(uid, -1) >= version:
+            return False
+        self._versions[uid] = version
+        return True
+
+    def _bury(self, uid: str) -> None:
+        self._versions.pop(uid, None)
+        self._deleted[uid] = None
+        if len(self._deleted) > TOMBSTONES:
+            self._deleted.popitem(last=False)

@@ -1,0 +1,15 @@
+"""Prometheus metrics of the operator. Labels are bounded: never a job's name."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+API_WRITES = Counter("gpubatch_api_writes_total", "Writes to the API server.", ["method", "resource"])
+PENDING = Gauge("gpubatch_pending_jobs", "Jobs that wait for a slot.")
+ACTIVE = Gauge("gpubatch_admitted_active_jobs", "Jobs that hold a slot.")
+ADMISSIONS = Counter("gpubatch_admitted_jobs_total", "Admissions, one for each attempt.")
+FINISHED = Counter("gpubatch_finished_jobs_total", "Jobs that ended.", ["phase"])
+PLAN_SECONDS = Histogram(
+    "gpubatch_plan_duration_seconds", "Time of one plan.", buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+)
+DELIVERIES = Counter("gpubatch_webhook_attempts_total", "Attempts to deliver a webhook.", ["result"])

@@ -1,0 +1,90 @@
+"""Keeps positions and estimates in status true enough, off the path of admissions and with bounded writes.
+
+At most once a second it compares the last plan with what is published, and writes what is stale, nearest first. The
+patch names the version that it was computed for: of a job that was admitted meanwhile it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+import time
+
+from gpubatch_operator.core import publish
+from gpubatch_operator.core.estimate import Durations, Estimate, replay
+from gpubatch_operator.core.model import Job
+from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.store import Store
+from gpubatch_operator.reconciler import Reconciler, write_status
+
+PAUSE = 1.0
+WRITES = 100  # at most, each time: the rest comes next time
+PARALLEL = 8
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Owns what was learned about durations."""
+
+    def __init__(self, client: Client, store: Store, reconciler: Reconciler) -> None:
+        self._client, self._store, self._reconciler = client, store, reconciler
+        self._durations = Durations()
+
+    async def run(self) -> None:
+        """Publish for ever: after each round, and every few seconds since estimates age."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reconciler.planned.wait(), 5.0)
+            self._reconciler.planned.clear()
+            try:
+                await self.once(time.time())
+            except (ApiError, OSError, TimeoutError) as e:
+                log.warning("publishing failed, the next one may succeed: %s", e)
+            await asyncio.sleep(PAUSE)
+
+    async def once(self, now: float) -> None:
+        """One comparison and its writes."""
+        for job in self._store.take_finished():
+            self._durations.learn(job)
+        # The jobs as they are now, in the order of the plan: the plan's own values may be a write behind.
+        queue = [j for planned in self._reconciler.last_plan.queue if (j := self._store.waiting.get(planned.uid))]
+        active, nodes = list(self._store.active.values()), list(self._store.nodes.values())
+        estimates = await asyncio.to_thread(replay, queue, active, nodes, self._durations, now)
+        blockers = publish.Blockers(nodes)
+        gate = asyncio.Semaphore(PARALLEL)
+
+        async def write(job: Job, position: int | None) -> None:
+            status, estimate = copy.deepcopy(dict(job.status)), estimates.get(job.uid)
+            if position is None:
+                publish.estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
+            else:
+                publish.waiting(job, status, position, blockers.of(job.shape), _shown(job, estimate))
+            async with gate:
+                await write_status(self._client, self._store, job, status)
+
+        todo: list[tuple[Job, int | None]] = [
+            (j, None)
+            for j in active
+            if publish.estimate_is_stale(
+                j.estimated_completion, e.completion if (e := estimates.get(j.uid)) else None, now
+            )
+        ]
+        for position, job in enumerate(queue, 1):
+            if len(todo) >= WRITES:
+                self._reconciler.planned.set()
+                break
+            if publish.stale(job, position, blockers.of(job.shape), _shown(job, estimates.get(job.uid)), now):
+                todo.append((job, position))
+        results = await asyncio.gather(*(write(*t) for t in todo), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+
+def _shown(job: Job, estimate: Estimate | None) -> Estimate | None:
+    """A job that is still being validated has no estimate: it may have no valid request at all."""
+    return None if job.phase is Phase.VALIDATING else estimate

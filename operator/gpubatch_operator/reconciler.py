@@ -1,0 +1,275 @@
+"""The loop: snapshot -> plan -> actions. One round at a time, woken by the store.
+
+A round first advances each job that something happened to (one status write each, then its pods), then plans the
+slots that are free and admits. Nothing that can wait is done here: positions and estimates are the publisher's,
+webhooks the notifier's. A write that fails is no problem: the job is looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from gpubatch_operator import metrics
+from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
+from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.core import lifecycle
+from gpubatch_operator.core.model import Attempt, AttemptState, Job, Pod
+from gpubatch_operator.core.order import RANK
+from gpubatch_operator.core.phases import FINISHED, Phase
+from gpubatch_operator.core.plan import Admission, Plan, plan
+from gpubatch_operator.core.trouble import Limits
+from gpubatch_operator.kube import convert, pods
+from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.events import Recorder
+from gpubatch_operator.kube.store import Store
+from gpubatch_operator.settings import Settings
+
+JSON = dict[str, Any]
+T = TypeVar("T")
+TICK = 5.0  # time alone changes some answers: patience runs out
+
+log = logging.getLogger(__name__)
+
+
+def job_path(job: Job) -> str:
+    """Where a job's status is written."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{PLURAL}/{job.name}/status"
+
+
+def difference(old: Any, new: Any) -> Any:
+    """The JSON merge patch (RFC 7396) that turns `old` into `new`; {} if they are equal."""
+    patch: JSON = {k: None for k in old if k not in new}
+    for key, value in new.items():
+        if key not in old:
+            patch[key] = value
+        elif isinstance(value, dict) and isinstance(old[key], dict):
+            if inner := difference(old[key], value):
+                patch[key] = inner
+        elif value != old[key]:
+            patch[key] = value
+    return patch
+
+
+async def write_status(client: Client, store: Store, job: Job, status: JSON) -> bool:
+    """One status write, refused by the API server if the job has changed since it was read; whether it succeeded."""
+    patch = difference(dict(job.status), status)
+    if not patch:
+        return True
+    try:
+        body = {"metadata": {"resourceVersion": job.resource_version}, "status": patch}
+        store.put_job(await client.patch(job_path(job), body))
+        return True
+    except ApiError as e:
+        if e.status == 409:  # read it again; the next round decides on what is true then
+            store.put_job(await client.get(job_path(job)))
+        elif e.status == 404:
+            store.drop_job(job.uid)
+        else:
+            raise
+    return False
+
+
+class Reconciler:
+    """Owns the decisions of one operator process."""
+
+    def __init__(self, client: Client, store: Store, settings: Settings, events: Recorder) -> None:
+        self._client, self._store, self._settings, self._events = client, store, settings, events
+        self._limits = Limits(
+            image_pull_seconds=settings.image_pull_seconds,
+            start_seconds=settings.start_seconds,
+            engine_restarts=settings.engine_restarts,
+            runner_restarts=settings.runner_restarts,
+        )
+        self._retry_at: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
+        self.planned = asyncio.Event()  # set after each round; the publisher waits for it
+        self.last_plan = Plan((), ())
+
+    async def run(self) -> None:
+        """Rounds, for ever."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._store.changed.wait(), self._pause())
+            self._store.changed.clear()
+            await self.round()
+            self.planned.set()
+
+    async def round(self) -> None:
+        """Advance what was touched, then plan and admit."""
+        now = time.time()
+        due = {uid for uid, at in self._retry_at.items() if at <= now}
+        for uid in due:
+            del self._retry_at[uid]
+        touched = self._store.take_dirty() | due
+        # Who fails again and again is not tried before its time, whatever happens to it meanwhile.
+        touched -= {uid for uid in self._failures if self._retry_at.get(uid, 0.0) > now}
+        await self._each(touched, self._advance, str)
+        await self._inspect_some()
+        with metrics.PLAN_SECONDS.time():
+            self.last_plan = plan(self._store.snapshot())
+        metrics.PENDING.set(len(self.last_plan.queue))
+        metrics.ACTIVE.set(len(self._store.active))
+        await self._each(self.last_plan.admissions, self._admit, lambda a: a.job.uid)
+
+    def _pause(self) -> float:
+        next_retry = min(self._retry_at.values(), default=time.time() + TICK)
+        return max(0.01, min(TICK, next_retry - time.time()))
+
+    async def _each(self, items: Iterable[T], do: Callable[[T], Awaitable[None]], uid: Callable[[T], str]) -> None:
+        """Do it for all at once (the client's pool bounds that); who fails is tried again later and later."""
+        todo = list(items)
+        results = await asyncio.gather(*(do(i) for i in todo), return_exceptions=True)
+        for item, result in zip(todo, results, strict=True):
+            key = uid(item)
+            if not isinstance(result, BaseException):
+                self._failures.pop(key, None)
+                continue
+            if not isinstance(result, Exception):
+                raise result
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(30.0, 0.25 * 2 ** min(count, 8))
+            self._retry_at[key] = time.time() + delay
+            known = isinstance(result, (ApiError, OSError, TimeoutError))
+            log.warning("will be tried again in %.1f s: %s: %s", delay, key, result, exc_info=None if known else result)
+
+    # --- one job
+
+    async def _advance(self, uid: str) -> None:
+        store, job = self._store, self._store.jobs.get(uid)
+        family = store.pods_for(uid)
+        if job is None:
+            for pod in family:
+                for action in lifecycle.orphan(pod):
+                    await self._act(None, action)
+                if pod.gone:
+                    store.forget_pod(pod)
+            return
+        report = self._report(job, family)
+        step = lifecycle.advance(job, family, report, time.time(), self._limits)
+        if step.retry_at is not None and step.retry_at < float("inf"):
+            self._retry_at[uid] = max(step.retry_at, time.time() + 0.05)
+        if not await write_status(self._client, store, job, step.status):
+            return
+        self._announce(job, step.status)
+        for pod in family:
+            if pod.gone:
+                store.forget_pod(pod)
+        for action in step.actions:
+            await self._act(job, action)
+
+    def _report(self, job: Job, family: list[Pod]) -> lifecycle.ProgressReport | None:
+        number = job.attempt.number if job.attempt else None
+        return next((self._store.reports.get(p.uid) for p in family if p.kind == "run" and p.attempt == number), None)
+
+    async def _admit(self, admission: Admission) -> None:
+        job, now = admission.job, time.time()
+        name = pods.pod_name(job.name, job.uid, str(job.attempts + 1))
+        status = lifecycle.admit(job, admission.node, admission.slot, name, now)
+        if not await write_status(self._client, self._store, job, status):
+            return
+        metrics.ADMISSIONS.inc()
+        self._announce(job, status)
+        attempt = Attempt(job.attempts + 1, admission.node, admission.slot, name, None, now, AttemptState.ACTIVE)
+        await self._act(job, lifecycle.Run(attempt))
+
+    def _announce(self, job: Job, status: JSON) -> None:
+        """An Event, a log line and a count, once per change of phase."""
+        phase = Phase(status["phase"])
+        if phase is job.phase:
+            return
+        condition = next((c for c in status.get("conditions", []) if c["type"] == phase.value), None)
+        if phase is Phase.SUCCEEDED:
+            condition = next((c for c in status["conditions"] if c["type"] == "Complete"), None)
+        message = condition["message"] if condition else status.get("pending", {}).get("message", "")
+        where = f" on {status['nodeName']}" if phase is Phase.STARTING else ""
+        note = f"{phase.value}{where}" + (f": {message}" if message else "")
+        self._events.record(job, phase.value, note, warning=phase is Phase.FAILED)
+        log.info("%s: %s", phase.value, message, extra={"job": f"{job.namespace}/{job.name}", "uid": job.uid})
+        if phase in FINISHED:
+            metrics.FINISHED.labels(phase.value).inc()
+
+    # --- actions
+
+    async def _act(self, job: Job | None, action: lifecycle.Action) -> None:
+        match action:
+            case lifecycle.Inspect():
+                assert job is not None
+                self._to_inspect.add(job.uid)
+            case lifecycle.Run(attempt):
+                assert job is not None
+                await self._create(
+                    job, pods.runner_pod(self._store.raw[job.uid], self._spec(job), attempt, self._settings)
+                )
+            case lifecycle.Remove(pod):
+                await self._client.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", pod.uid)
+            case lifecycle.Release(pod):
+                await self._release(pod)
+
+    async def _inspect_some(self) -> None:
+        """Inspect pods for the first in order, as many as may run at a time."""
+        if not self._to_inspect:
+            return
+        running = sum(p.kind == "inspect" and not p.finished for p in self._store.pods.values())
+        wanted = [j for uid in self._to_inspect if (j := self._store.waiting.get(uid)) and j.phase is Phase.VALIDATING]
+        first = heapq.nsmallest(max(0, self._settings.max_inspections - running), wanted, key=RANK)
+        self._to_inspect = {j.uid for j in wanted} - {j.uid for j in first}
+        await self._each(first, self._inspect, lambda j: j.uid)
+
+    async def _inspect(self, job: Job) -> None:
+        await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
+
+    def _spec(self, job: Job) -> JobSpec:
+        return JobSpec.model_validate(self._store.raw[job.uid]["spec"])
+
+    async def _create(self, job: Job, pod: JSON) -> None:
+        path = f"/api/v1/namespaces/{job.namespace}/pods"
+        try:
+            self._store.put_pod(await self._client.create(path, pod))
+        except ApiError as e:
+            if e.status == 409 and e.reason == "AlreadyExists":
+                await self._adopt(job, f"{path}/{pod['metadata']['name']}")
+            elif e.status in (400, 403, 404, 422):
+                await self._rejected(job, e)
+            else:
+                raise
+
+    async def _adopt(self, job: Job, path: str) -> None:
+        """A pod of that name exists: ours, if its owner is this very job."""
+        raw = await self._client.get(path)
+        if any(o["uid"] == job.uid for o in raw["metadata"].get("ownerReferences") or []):
+            self._store.put_pod(raw)
+        else:
+            await self._rejected(
+                job, ApiError(409, "AlreadyExists", f"a pod {raw['metadata']['name']} of another owner exists")
+            )
+
+    async def _rejected(self, job: Job, error: ApiError) -> None:
+        """The API server refuses the pod: the job can't run as it is written (or is quota-bound)."""
+        current = self._store.jobs.get(job.uid)
+        if current is None:
+            return
+        status = lifecycle.rejected(current, f"the API server refused the pod: {error.message}", time.time())
+        if await write_status(self._client, self._store, current, status):
+            self._announce(current, status)
+
+    async def _release(self, pod: Pod) -> None:
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+        try:
+            raw = await self._client.get(path)
+            if raw["metadata"]["uid"] != pod.uid:
+                return
+            rest = [f for f in raw["metadata"].get("finalizers") or [] if f != convert.FINALIZER]
+            body = {
+                "metadata": {"uid": pod.uid, "resourceVersion": raw["metadata"]["resourceVersion"], "finalizers": rest}
+            }
+            self._store.put_pod(await self._client.patch(path, body))
+        except ApiError as e:
+            if e.status != 404:
+                raise

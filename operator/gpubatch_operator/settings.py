@@ -1,0 +1,77 @@
+"""The operator's settings: one object, documented field by field.
+
+Each field is read from the environment variable `GPUBATCH_` plus its name in capitals; the Helm chart sets them from
+values of the same names in camelCase under `settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class SettingsError(Exception):
+    """A setting has a value that can't be used; the message names its environment variable."""
+
+
+class Settings(BaseModel):
+    """See each field's description. Durations in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runner_image: str = Field(
+        default="ghcr.io/gpubatch/runner:0.1.0", description="Image of the runner, of the operator's own version."
+    )
+    engine_image: str = Field(
+        default="vllm/vllm-openai:v0.11.0", description="Image of the engine for jobs that don't name one."
+    )
+    image_pull_policy: str = Field(default="IfNotPresent", description="imagePullPolicy of engine and runner.")
+    priority_class: str = Field(
+        default="gpubatch-runner",
+        description="PriorityClass of runner pods; it must never preempt, or a waiting job could kill a running one.",
+    )
+    max_inspections: int = Field(default=8, ge=1, description="Inspect pods at a time; more wait in phase Validating.")
+    max_requests_per_job: int = Field(default=50_000, ge=1, description="A job with more requests fails validation.")
+    slots_per_node: int = Field(default=1, ge=1, le=64, description="Jobs at a time on a node.")
+    image_pull_seconds: float = Field(
+        default=300, ge=1, description="A job whose image can't be pulled for so long fails, so that it frees its slot."
+    )
+    start_seconds: float = Field(
+        default=60, ge=1, description="The same for containers that can't be created: a missing Secret, a bad command."
+    )
+    engine_restarts: int = Field(default=5, ge=1, description="An engine that ended so many times ends the attempt.")
+    runner_restarts: int = Field(default=10, ge=1, description="The same for the runner.")
+    progress_seconds: float = Field(default=2.0, gt=0, description="How often each runner is asked for its progress.")
+    resync_seconds: float = Field(
+        default=300, gt=0, description="How often the store is compared with the API server, to heal lost events."
+    )
+    webhook_attempts: int = Field(default=3, ge=1, le=20, description="Attempts of a delivery until it is given up.")
+    webhook_backoff_seconds: float = Field(
+        default=5, gt=0, description="Delay after the first failed attempt; doubled each time, with jitter."
+    )
+    webhook_timeout_seconds: float = Field(default=10, gt=0, description="Time limit of one delivery attempt.")
+    webhook_allowed_networks: str = Field(
+        default="",
+        description="Comma-separated CIDRs of private addresses that webhooks may reach besides public ones.",
+    )
+    metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
+    health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz; 0 serves none.")
+    log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: A variable has an unusable value.
+    """
+    given = {k.removeprefix("GPUBATCH_").lower(): v for k, v in environ.items() if k.startswith("GPUBATCH_")}
+    known = {k: v for k, v in given.items() if k in Settings.model_fields}
+    try:
+        return Settings.model_validate(known)
+    except ValidationError as e:
+        first = e.errors()[0]
+        name = f"GPUBATCH_{str(first['loc'][0]).upper()}"
+        raise SettingsError(f"{name}={first['input']!r} can't be used: {first['msg']}") from None
