@@ -16,6 +16,7 @@ from localcluster.shell import run, succeeds
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 BASE_RECIPE = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm")
+MAX_LEFTOVERS = 60
 CHROOT = {"BUILDAH_ISOLATION": "chroot"}  # needs no runtime and no network of its own
 
 
@@ -71,6 +72,14 @@ def remove(reference: str) -> None:
         run(*command, reference)
     except Failure as failure:
         say(f"    kept {reference}: {failure}")
+
+
+def trim() -> None:
+    """Drop the leftovers of builds when there are many; the next build of an image starts without its cached layers."""
+    if kind.is_used():
+        return
+    if run(*_buildah(), "images", "--quiet", "--filter", "dangling=true").count("\n") > MAX_LEFTOVERS:
+        run(*_buildah(), "rmi", "--prune")
 
 
 def references() -> list[str]:

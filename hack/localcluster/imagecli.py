@@ -1,0 +1,78 @@
+"""The command line of `hack/images`: build what changed, load what is missing, forget what is old."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from localcluster import builder, loading
+from localcluster.console import Failure, say, step
+from localcluster.recipes import RECIPES
+from localcluster.settings import cache_root, current
+from localcluster.shell import lock, replace_file
+
+KEPT = 2  # tags of each image: today's, and the one before it
+
+
+def build(names: Sequence[str]) -> dict[str, str]:
+    """Build the images whose inputs changed; returns name -> reference."""
+    built = {}
+    with lock(cache_root() / "builder.lock"):
+        builder.prepare()
+        for name in names:
+            with tempfile.TemporaryDirectory() as context:
+                reference = built[name] = RECIPES[name].write_context(Path(context))
+                if not builder.exists(reference):
+                    with step(f"Building {reference}"):
+                        builder.build(reference, Path(context))
+        keep = _remember(built)
+        for reference in builder.references():
+            repository = reference.rpartition(":")[0]
+            if repository in keep and reference not in keep[repository]:
+                builder.remove(reference)
+        builder.trim()
+    return built
+
+
+def load(names: Sequence[str]) -> dict[str, str]:
+    """Build, and bring the images onto all nodes of the cluster."""
+    built, cluster = build(names), current()
+    with lock(cluster.lock):
+        loading.load(cluster, list(built.values()))
+        loading.prune(cluster, _remember({}))
+    return built
+
+
+def _remember(used: dict[str, str]) -> dict[str, list[str]]:
+    """Note these as the last used; returns, for each repository, the references to keep."""
+    path = cache_root() / "images.json"
+    kept: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
+    for reference in used.values():
+        repository = reference.rpartition(":")[0]
+        older = [other for other in kept.get(repository, []) if other != reference]
+        kept[repository] = [*older, reference][-KEPT:]
+    if used:
+        replace_file(path, json.dumps(kept, indent=1))
+    return kept
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole command; prints the references as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="hack/images", description="Container images from the Dockerfiles under images/; prints JSON: name -> reference."
+    )
+    parser.add_argument("command", choices=("build", "load"), help="load: build, then bring onto the cluster's nodes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; default: all")
+    arguments = parser.parse_args(argv)
+    if unknown := sorted(set(arguments.names) - set(RECIPES)):
+        parser.error(f"no image {', '.join(unknown)}; there are: {', '.join(RECIPES)}")
+    names = arguments.names or list(RECIPES)
+    try:
+        print(json.dumps(build(names) if arguments.command == "build" else load(names), indent=1))
+    except Failure as failure:
+        say(f"hack/images: {failure}")
+        return 1
+    return 0

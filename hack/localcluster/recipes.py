@@ -1,0 +1,69 @@
+"""What each image is made of. An image's tag is the hash of all that goes into it: the same tag is the same image."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from localcluster import builder, tools
+from localcluster.console import Failure
+from localcluster.settings import REPOSITORY
+
+PYTHON_SOURCES = ("pyproject.toml", "constraints.txt", "LICENSE", "operator/gpubatch_operator", "runner/gpubatch_runner")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image: files and folders, relative to `top` in the repository, and pinned programs, beside its Dockerfile."""
+
+    name: str
+    inputs: tuple[str, ...]
+    top: str = "."
+    programs: tuple[str, ...] = ()
+
+    @property
+    def repository(self) -> str:
+        """The image's name without its tag."""
+        return f"gpubatch.dev/{self.name}"
+
+    def write_context(self, folder: Path) -> str:
+        """Copy exactly what the image is made of into a build context; returns the reference of what was copied.
+
+        Raises:
+            Failure: an input is missing.
+        """
+        digest = hashlib.sha256(repr((builder.BASE, builder.BASE_RECIPE)).encode())
+        for target, source in self._files():
+            copy = folder / target
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+            content = copy.read_bytes()
+            digest.update(f"{target}\0{len(content)}\0".encode() + content)
+        return f"{self.repository}:src-{digest.hexdigest()[:12]}"
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        yield "Dockerfile", REPOSITORY / "images" / self.name / "Dockerfile"
+        for program in self.programs:
+            yield program, tools.path(program)
+        top = REPOSITORY / self.top
+        for entry in self.inputs:
+            path = top / entry
+            if not path.exists():
+                raise Failure(f"image {self.name} is made of {path.relative_to(REPOSITORY)}, which is missing")
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and "__pycache__" not in file.parts:
+                    yield str(file.relative_to(top)), file
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("operator", PYTHON_SOURCES),
+        Recipe("runner", PYTHON_SOURCES),
+        Recipe("s3", (), programs=("versitygw",)),
+        Recipe("engine-cpu", ("requirements.txt", "cuda_stubs.py", "tiny_model.py"), top="images/engine-cpu"),
+    )
+}
