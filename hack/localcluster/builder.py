@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 
 from localcluster import kind, packages
-from localcluster.console import Failure, say, step
+from localcluster.console import SetupError, say, step
 from localcluster.settings import cache_root
 from localcluster.shell import run, succeeds
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 BASE_RECIPE = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm")
 MAX_LEFTOVERS = 60
+PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
 CHROOT = {"BUILDAH_ISOLATION": "chroot"}  # needs no runtime and no network of its own
 
 
@@ -24,7 +25,7 @@ def prepare() -> None:
     """Make sure that there is a builder, and, without a registry to take it from, the base image.
 
     Raises:
-        Failure: neither Docker nor a Debian that can install buildah.
+        SetupError: neither Docker nor a Debian that can install buildah.
     """
     if kind.is_used():
         return
@@ -49,7 +50,7 @@ def build(reference: str, context: Path) -> None:
     """Build the Dockerfile at the top of a folder.
 
     Raises:
-        Failure: the build failed; with the end of its output.
+        SetupError: the build failed; with the end of its output.
     """
     with tempfile.TemporaryDirectory() as scratch:
         secrets = _pip_secrets(Path(scratch))
@@ -70,7 +71,7 @@ def remove(reference: str) -> None:
     command = ["docker", "image", "rm"] if kind.is_used() else [*_buildah(), "rmi"]
     try:
         run(*command, reference)
-    except Failure as failure:
+    except SetupError as failure:
         say(f"    kept {reference}: {failure}")
 
 
@@ -98,7 +99,7 @@ def _buildah() -> list[str]:
         command = ["buildah", *folders, "--storage-driver", driver]
         if succeeds(*command, "images"):
             return command
-    raise Failure(f"buildah works with neither overlay nor vfs under {store}")
+    raise SetupError(f"buildah works with neither overlay nor vfs under {store}")
 
 
 def _pip_secrets(folder: Path) -> list[str]:
@@ -108,7 +109,7 @@ def _pip_secrets(folder: Path) -> list[str]:
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):  # the environment wins
         key, _, value = line.partition("=")
         settings[key.rpartition(".")[2]] = value.strip("'\"")
-    config = [f"{key} = {settings[key]}" for key in ("index-url", "extra-index-url", "proxy", "default-timeout") if key in settings]
+    config = [f"{key} = {settings[key]}" for key in PIP_SETTINGS if key in settings]
     options = []
     if (bundle := settings.get("cert")) and Path(bundle).is_file():
         config.append("cert = /run/ca.pem")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from localcluster.console import Failure
+from localcluster.console import SetupError
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
@@ -67,12 +67,12 @@ def remove(group: str) -> None:
     """Kill everything in the group and remove it.
 
     Raises:
-        Failure: a process outlives SIGKILL.
+        SetupError: a process outlives SIGKILL.
     """
     end = time.monotonic() + 30
     while alive := processes(group):
         if time.monotonic() > end:
-            raise Failure(f"processes {sorted(alive)} of cgroup {group} do not die; look at them with ps")
+            raise SetupError(f"processes {sorted(alive)} of cgroup {group} do not die; look at them with ps")
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -83,7 +83,7 @@ def remove(group: str) -> None:
                 _rmdir(child)
             _rmdir(folder)
             if time.monotonic() > end:
-                raise Failure(f"cgroup {folder} cannot be removed although it is empty")
+                raise SetupError(f"cgroup {folder} cannot be removed although it is empty")
 
 
 def _rmdir(folder: Path) -> None:

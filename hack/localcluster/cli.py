@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
 from localcluster import control, kind, kube, loading, node, packages, tools
-from localcluster.console import Failure, say, step
+from localcluster.console import SetupError, say, step
 from localcluster.settings import MAX_NODES, Cluster, current
 from localcluster.shell import lock
 
@@ -51,10 +50,11 @@ def _up_local(cluster: Cluster, count: int) -> None:
     ill = [member for member in cluster.nodes(count) if not node.is_well(member)]
     if ill:
         with step(f"Starting {', '.join(member.name for member in ill)}"):
+            begin = time.time()
             for member in ill:
                 node.stop(member)
                 node.start(member)
-            node.wait_until_ready(ill)
+            node.wait_until_ready(ill, begin)
 
 
 def down(cluster: Cluster) -> None:
@@ -77,8 +77,8 @@ def status(cluster: Cluster) -> int:
     print(f"{cluster.name}: {'up' if well else 'the API answers, but a part of the control plane is dead'}")
     print(f"kubeconfig: {cluster.kubeconfig}")
     for name, found in sorted(kube.nodes(cluster).items()):
-        ready = kube.is_ready(found)
-        print(f"{name}: {'Ready' if ready else 'NotReady'}, {kube.GPU} {found['status']['allocatable'].get(kube.GPU, '0')}")
+        ready, gpus = kube.is_ready(found), found["status"]["allocatable"].get(kube.GPU, "0")
+        print(f"{name}: {'Ready' if ready else 'NotReady'}, {kube.GPU} {gpus}")
         well = well and ready
     return 0 if well else 1
 
@@ -107,9 +107,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up", help="bring it up, or mend it; prints the exports for your shell")
-    starting.add_argument(
-        "--nodes", type=int, default=DEFAULT_NODES, choices=range(MAX_NODES + 1), metavar="N", help="0: control plane only"
-    )
+    nodes = {"type": int, "default": DEFAULT_NODES, "choices": range(MAX_NODES + 1), "metavar": "N"}
+    starting.add_argument("--nodes", **nodes, help="how many (default: 2); 0: control plane only")
     commands.add_parser("down", help="remove everything but the caches")
     commands.add_parser("status", help="what is well; exit status 1 if something isn't")
     commands.add_parser("kubeconfig", help="print the kubeconfig's path")
@@ -156,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The whole command; one sentence and status 1 when the user has to mend something."""
     try:
         return dispatch(parse(argv), current())
-    except Failure as failure:
+    except SetupError as failure:
         say(f"hack/cluster: {failure}")
         return 1
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 HEARTBEAT_SECONDS = 20.0
 
 
-class Failure(Exception):
+class SetupError(Exception):
     """Something that the user can mend; its text says what was found and what to do."""
 
 

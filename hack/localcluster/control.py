@@ -1,4 +1,4 @@
-"""The control plane: etcd, API server, controller manager, scheduler and the cluster's DNS, as processes of the machine."""
+"""The control plane as processes of the machine: etcd, API server, controller manager, scheduler, the cluster's DNS."""
 
 from __future__ import annotations
 

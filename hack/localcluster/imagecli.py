@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localcluster import builder, loading
-from localcluster.console import Failure, say, step
+from localcluster.console import SetupError, say, step
 from localcluster.recipes import RECIPES
 from localcluster.settings import cache_root, current
 from localcluster.shell import lock, replace_file
@@ -62,7 +62,8 @@ def _remember(used: dict[str, str]) -> dict[str, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole command; prints the references as JSON."""
     parser = argparse.ArgumentParser(
-        prog="hack/images", description="Container images from the Dockerfiles under images/; prints JSON: name -> reference."
+        prog="hack/images",
+        description="Container images from the Dockerfiles under images/; prints JSON: name -> reference.",
     )
     parser.add_argument("command", choices=("build", "load"), help="load: build, then bring onto the cluster's nodes")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; default: all")
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = arguments.names or list(RECIPES)
     try:
         print(json.dumps(build(names) if arguments.command == "build" else load(names), indent=1))
-    except Failure as failure:
+    except SetupError as failure:
         say(f"hack/images: {failure}")
         return 1
     return 0

@@ -43,7 +43,5 @@ def load(cluster: Cluster, references: Sequence[str]) -> None:
     _kind("load", "docker-image", "--name", cluster.name, *references)
 
 
-
-
 def _kind(*argv: str) -> str:
     return run(tools.path("kind"), *argv)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from localcluster import tools
-from localcluster.console import Failure
-from localcluster.shell import replace_file, run
+from localcluster.console import SetupError
 from localcluster.settings import Cluster
+from localcluster.shell import replace_file, run
 
 GPU = "nvidia.com/gpu"
 GPU_LABEL = "nvidia.com/gpu.present"
@@ -41,19 +42,22 @@ def is_serving(cluster: Cluster) -> bool:
     """Whether the API server is ready."""
     try:
         return kubectl(cluster, "get", "--raw", "/readyz") == "ok"
-    except Failure:
+    except SetupError:
         return False
 
 
 def nodes(cluster: Cluster) -> dict[str, dict[str, Any]]:
     """All Node objects by name."""
-    return {node["metadata"]["name"]: node for node in json.loads(kubectl(cluster, "get", "nodes", "-o", "json"))["items"]}
+    found = json.loads(kubectl(cluster, "get", "nodes", "-o", "json"))["items"]
+    return {node["metadata"]["name"]: node for node in found}
 
 
-def is_ready(node: dict[str, Any] | None) -> bool:
-    """Whether a Node object says that its kubelet is well."""
-    conditions = node["status"].get("conditions", []) if node else []
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+def is_ready(node: dict[str, Any] | None, since: float = 0) -> bool:
+    """Whether a Node object says that its kubelet is well, and said so after `since` (seconds of the epoch)."""
+    for condition in node["status"].get("conditions", []) if node else []:
+        if condition["type"] == "Ready" and condition["status"] == "True":
+            return datetime.fromisoformat(condition["lastHeartbeatTime"]).timestamp() >= since
+    return False
 
 
 def has_gpu(node: dict[str, Any]) -> bool:
@@ -68,7 +72,7 @@ def advertise_gpus(cluster: Cluster, names: list[str]) -> None:
     A kubelet that finds no device plugin sets such resources to zero once, when it registers: so look again.
 
     Raises:
-        Failure: a kubelet keeps removing it.
+        SetupError: a kubelet keeps removing it.
     """
     status = json.dumps({"status": {part: {GPU: "1"} for part in ("capacity", "allocatable")}})
     for _ in range(10):
@@ -79,4 +83,4 @@ def advertise_gpus(cluster: Cluster, names: list[str]) -> None:
             kubectl(cluster, "label", "node", name, f"{GPU_LABEL}=true", "--overwrite")
             kubectl(cluster, "patch", "node", name, "--subresource=status", "--type=merge", "-p", status)
         time.sleep(1)
-    raise Failure(f"nodes {', '.join(bare)} do not keep {GPU}: see the kubelet's log with `hack/cluster logs`")
+    raise SetupError(f"nodes {', '.join(bare)} do not keep {GPU}: see the kubelet's log with `hack/cluster logs`")

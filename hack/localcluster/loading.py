@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from localcluster import builder, kind, node
-from localcluster.console import Failure, step
+from localcluster.console import SetupError, step
 from localcluster.settings import Cluster, Node
 
 CHUNK = 1 << 20
@@ -16,14 +16,14 @@ def load(cluster: Cluster, references: Sequence[str]) -> None:
     """Bring images onto every node that lacks them.
 
     Raises:
-        Failure: the builder lacks one, the cluster has no nodes or one is down.
+        SetupError: the builder lacks one, the cluster has no nodes or one is down.
     """
     if kind.is_used():
         kind.load(cluster, references)
         return
     members = cluster.known_nodes()
     if not members:
-        raise Failure(f"cluster {cluster.id} has no nodes: run `hack/cluster up` first")
+        raise SetupError(f"cluster {cluster.id} has no nodes: run `hack/cluster up` first")
     held = {member.name: node.images(member) for member in members}
     for reference in references:
         if lacking := [member for member in members if reference not in held[member.name]]:
@@ -52,7 +52,8 @@ def _stream(reference: str, members: Sequence[Node]) -> None:
         for member in members
     ]
     with subprocess.Popen(builder.save_command(reference), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as source:
-        assert source.stdout and source.stderr
+        assert source.stdout
+        assert source.stderr
         try:
             while chunk := source.stdout.read(CHUNK):
                 for process in imports:
@@ -66,4 +67,4 @@ def _stream(reference: str, members: Sequence[Node]) -> None:
         if process.returncode:
             failures.append(error.decode(errors="replace"))
     if failures:
-        raise Failure(f"{reference} could not be loaded: {' '.join(''.join(failures).split())}")
+        raise SetupError(f"{reference} could not be loaded: {' '.join(''.join(failures).split())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -9,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localcluster import archive, cgroups, control, daemons, kube, network, tools
-from localcluster.console import Failure, step
+from localcluster.console import SetupError
 from localcluster.settings import Node
 from localcluster.shell import run, wait_for
 
 INIT = Path(__file__).parent / "node_init.sh"
 PAUSE_IMAGE = "gpubatch.dev/pause:1"
 DAEMONS = ("init", "containerd", "kubelet", "kube-proxy")
+EVICTION_SIGNALS = ("memory.available", "nodefs.available", "imagefs.available", "nodefs.inodesFree")
 CONTAINERD_CONFIG = f"""\
 version = 2
 oom_score = 0
@@ -30,11 +32,11 @@ oom_score = 0
 """
 
 
-def is_well(node: Node) -> bool:
-    """Whether its processes run and its kubelet reports Ready."""
+def is_well(node: Node, since: float = 0) -> bool:
+    """Whether its processes run and its kubelet has reported Ready after `since` (seconds of the epoch)."""
     if not all(daemons.alive(node.group, node.state, name) for name in DAEMONS):
         return False
-    return kube.is_ready(kube.nodes(node.cluster).get(node.name))
+    return kube.is_ready(kube.nodes(node.cluster).get(node.name), since)
 
 
 def start(node: Node) -> None:
@@ -64,10 +66,10 @@ def start(node: Node) -> None:
     _start_inside(node, "kube-proxy", tools.path("kube-proxy"), f"--config={node.state / 'kube-proxy.json'}")
 
 
-def wait_until_ready(nodes: Sequence[Node]) -> None:
-    """Wait until all of these nodes are Ready."""
+def wait_until_ready(nodes: Sequence[Node], since: float) -> None:
+    """Wait until all of these nodes have reported Ready after `since`: an older report is of an earlier life."""
     for node in nodes:
-        wait_for(f"node {node.name}", lambda node=node: is_well(node), 120, node.state / "kubelet.log")  # type: ignore[misc]
+        wait_for(f"node {node.name}", functools.partial(is_well, node, since), 120, node.state / "kubelet.log")
 
 
 def stop(node: Node) -> None:
@@ -81,10 +83,10 @@ def inside(node: Node, argv: Sequence[str | Path]) -> list[str]:
     """The command line that runs `argv` on the node.
 
     Raises:
-        Failure: the node is down.
+        SetupError: the node is down.
     """
     if not daemons.alive(node.group, node.state, "init"):
-        raise Failure(f"node {node.name} is down: `hack/cluster up` brings it back")
+        raise SetupError(f"node {node.name} is down: `hack/cluster up` brings it back")
     return cgroups.joining(node.group, ["nsenter", "-t", str(_init(node)), "-a", "--", *argv])
 
 
@@ -155,9 +157,7 @@ def _write_configuration(node: Node) -> None:
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "enforceNodeAllocatable": [],
         # The disk and the memory are the machine's: a test must not be evicted for what others use of them.
-        "evictionHard": {
-            signal: "0%" for signal in ("memory.available", "nodefs.available", "imagefs.available", "nodefs.inodesFree")
-        },
+        "evictionHard": dict.fromkeys(EVICTION_SIGNALS, "0%"),
         "failCgroupV1": False,
         "failSwapOn": False,
         "imageGCHighThresholdPercent": 100,

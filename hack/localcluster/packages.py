@@ -6,7 +6,7 @@ import os
 import shutil
 
 from localcluster import cgroups
-from localcluster.console import Failure, step
+from localcluster.console import SetupError, step
 from localcluster.shell import run
 
 CLUSTER = {"ip": "iproute2", "openssl": "openssl"}
@@ -24,14 +24,16 @@ def require(programs: dict[str, str]) -> None:
     """Install the Debian packages (program -> package) that are missing.
 
     Raises:
-        Failure: not root, or not a Debian.
+        SetupError: not root, or not a Debian.
     """
     if os.geteuid() != 0:
-        raise Failure("this needs root (network devices, mounts, cgroups): run it as root, or start Docker to use kind")
+        raise SetupError(
+            "this needs root (network devices, mounts, cgroups): run it as root, or start Docker to use kind"
+        )
     if not (missing := sorted({package for program, package in programs.items() if not shutil.which(program)})):
         return
     if not shutil.which("apt-get"):
-        raise Failure(f"missing here: {', '.join(missing)}; install them, or start Docker to use kind")
+        raise SetupError(f"missing here: {', '.join(missing)}; install them, or start Docker to use kind")
     with step(f"Installing Debian packages: {' '.join(missing)}"):
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         run("apt-get", "update", "-qq", env=quiet)
@@ -42,8 +44,8 @@ def require_nodes() -> None:
     """What a node needs of the machine.
 
     Raises:
-        Failure: cgroup v2, which a node in namespaces would have to be delegated.
+        SetupError: cgroup v2, which a node in namespaces would have to be delegated.
     """
     require(NODES)
     if not cgroups.is_v1():
-        raise Failure("nodes without Docker need cgroup v1, and this machine has v2: start Docker to use kind")
+        raise SetupError("nodes without Docker need cgroup v1, and this machine has v2: start Docker to use kind")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster import builder, tools
-from localcluster.console import Failure
+from localcluster.console import SetupError
 from localcluster.settings import REPOSITORY
 
-PYTHON_SOURCES = ("pyproject.toml", "constraints.txt", "LICENSE", "operator/gpubatch_operator", "runner/gpubatch_runner")
+PACKAGES = ("operator/gpubatch_operator", "runner/gpubatch_runner")
+PYTHON_SOURCES = ("pyproject.toml", "constraints.txt", "LICENSE", *PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Recipe:
         """Copy exactly what the image is made of into a build context; returns the reference of what was copied.
 
         Raises:
-            Failure: an input is missing.
+            SetupError: an input is missing.
         """
         digest = hashlib.sha256(repr((builder.BASE, builder.BASE_RECIPE)).encode())
         for target, source in self._files():
@@ -52,7 +53,7 @@ class Recipe:
         for entry in self.inputs:
             path = top / entry
             if not path.exists():
-                raise Failure(f"image {self.name} is made of {path.relative_to(REPOSITORY)}, which is missing")
+                raise SetupError(f"image {self.name} is made of {path.relative_to(REPOSITORY)}, which is missing")
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file() and "__pycache__" not in file.parts:
                     yield str(file.relative_to(top)), file

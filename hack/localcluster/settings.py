@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.console import Failure
+from localcluster.console import SetupError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVICE_CIDR = "10.96.0.0/16"
@@ -141,22 +141,22 @@ class Cluster:
         """A known node by its name.
 
         Raises:
-            Failure: there is no such node.
+            SetupError: there is no such node.
         """
         for node in self.known_nodes():
             if node.name == name:
                 return node
         known = ", ".join(node.name for node in self.known_nodes()) or "none"
-        raise Failure(f"no node {name!r} in cluster {self.id}; its nodes: {known}")
+        raise SetupError(f"no node {name!r} in cluster {self.id}; its nodes: {known}")
 
 
 def current() -> Cluster:
     """The cluster that the environment names.
 
     Raises:
-        Failure: GPUBATCH_CLUSTER_ID isn't a digit.
+        SetupError: GPUBATCH_CLUSTER_ID isn't a digit.
     """
     text = os.environ.get("GPUBATCH_CLUSTER_ID", "0")
     if len(text) != 1 or text not in "0123456789":
-        raise Failure(f"GPUBATCH_CLUSTER_ID is {text!r}: expected a digit, 0 to 9")
+        raise SetupError(f"GPUBATCH_CLUSTER_ID is {text!r}: expected a digit, 0 to 9")
     return Cluster(int(text), cache_root())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from localcluster.console import Failure, say
+from localcluster.console import SetupError, say
 
 
 def run(
@@ -24,7 +24,7 @@ def run(
     """Run a program to its end and return its standard output.
 
     Raises:
-        Failure: it is missing, took longer than `timeout` seconds or exited non-zero; with the end of what it said.
+        SetupError: it is missing, took longer than `timeout` seconds or exited non-zero; with the end of what it said.
     """
     words = [str(word) for word in argv]
     try:
@@ -39,12 +39,12 @@ def run(
             timeout=timeout,
         )
     except FileNotFoundError as error:
-        raise Failure(f"{words[0]} is not installed: {error}") from error
+        raise SetupError(f"{words[0]} is not installed: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise Failure(f"`{shlex.join(words)}` did not end within {timeout:.0f} s") from error
+        raise SetupError(f"`{shlex.join(words)}` did not end within {timeout:.0f} s") from error
     if result.returncode:
         said = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-15:])
-        raise Failure(f"`{shlex.join(words)}` exited {result.returncode}: {said}")
+        raise SetupError(f"`{shlex.join(words)}` exited {result.returncode}: {said}")
     return result.stdout
 
 
@@ -52,7 +52,7 @@ def succeeds(*argv: str | Path, timeout: float = 30) -> bool:
     """Whether a program exits 0."""
     try:
         run(*argv, timeout=timeout)
-    except Failure:
+    except SetupError:
         return False
     return True
 
@@ -61,12 +61,12 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float, hint: Path) -
     """Poll until `check` is true.
 
     Raises:
-        Failure: after `seconds`, naming the log that tells more.
+        SetupError: after `seconds`, naming the log that tells more.
     """
     end = time.monotonic() + seconds
     while not check():
         if time.monotonic() > end:
-            raise Failure(f"{what} was not ready within {seconds:.0f} s: see {hint}")
+            raise SetupError(f"{what} was not ready within {seconds:.0f} s: see {hint}")
         time.sleep(0.2)
 
 
@@ -90,5 +90,3 @@ def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
     new.chmod(mode)
     new.write_text(text)
     new.replace(path)
-
-

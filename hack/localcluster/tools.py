@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.console import Failure, step
+from localcluster.console import SetupError, step
 from localcluster.settings import cache_root
 from localcluster.shell import lock, run
 
@@ -63,10 +63,10 @@ def path(name: str) -> Path:
     """A program's file, made if it isn't there yet.
 
     Raises:
-        Failure: there is no such program, or it can't be made.
+        SetupError: there is no such program, or it can't be made.
     """
     if name not in NAMES:
-        raise Failure(f"no tool {name!r}; there are: {', '.join(sorted(NAMES))}")
+        raise SetupError(f"no tool {name!r}; there are: {', '.join(sorted(NAMES))}")
     target = folder() / name
     if not target.exists():
         with lock(cache_root() / "bin.lock"):
@@ -93,10 +93,9 @@ def _make(name: str, scratch: Path) -> Path:
 
 
 def _go() -> str:
-    if (found := shutil.which("go")) and (
-        version := re.match(r"go(\d+)\.(\d+)", run(found, "env", "GOVERSION", env={"GOTOOLCHAIN": "local"}))
-    ):
-        if (int(version[1]), int(version[2])) >= GO_MINIMUM:
+    if found := shutil.which("go"):
+        version = re.match(r"go(\d+)\.(\d+)", run(found, "env", "GOVERSION", env={"GOTOOLCHAIN": "local"}))
+        if version and (int(version[1]), int(version[2])) >= GO_MINIMUM:
             return found
     venv = cache_root() / "bin" / GO_PACKAGE.replace("==", "-")
     binary = "lib/python*/site-packages/go/bin/go"

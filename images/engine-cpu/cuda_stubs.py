@@ -26,8 +26,9 @@ def output(*argv: str | Path) -> list[str]:
 
 def missing_libraries(libraries: list[Path], shipped: set[str]) -> set[str]:
     """The sonames of CUDA libraries that are linked but not there."""
-    needed = (re.search(r"NEEDED.*\[(.+)\]", line) for library in libraries for line in output("readelf", "-d", library))
-    return {match[1] for match in needed if match and CUDA_LIBRARY.match(match[1]) and match[1] not in shipped}
+    lines = (line for library in libraries for line in output("readelf", "-d", library))
+    needed = {match[1] for line in lines if (match := re.search(r"NEEDED.*\[(.+)\]", line))}
+    return {name for name in needed - shipped if CUDA_LIBRARY.match(name)}
 
 
 def version_homes(libraries: list[Path]) -> dict[str, str]:
