@@ -15,7 +15,7 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Toleration:
-    """As in a pod's spec; `key=None` with `Exists` tolerates everything."""
+    """As in a pod's spec; no key, or an empty one, with `Exists` tolerates everything."""
 
     key: str | None
     operator: str

@@ -14,7 +14,7 @@ def tolerates(toleration: Toleration, taint: Taint) -> bool:
     """Kubernetes' rule for one toleration and one taint."""
     if toleration.effect and toleration.effect != taint.effect:
         return False
-    if toleration.key is None:
+    if not toleration.key:
         return toleration.operator == "Exists"
     if toleration.key != taint.key:
         return False
