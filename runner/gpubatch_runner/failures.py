@@ -1,0 +1,90 @@
+"""The ways in which an inspection or a run fails for a reason that its owner can act on.
+
+    RunnerError                 carries the contract's `Reason`; its text names the field, what was found, what to do
+    ├── InputNotFound           nothing is at the input's location
+    ├── InputUnreadable         the input's location makes no sense, or reading broke off
+    ├── AccessDenied            the credentials do not allow what the job needs
+    ├── OutputNotWritable       an output's location makes no sense, or cannot be written
+    ├── InvalidRequests         no line, or not every line, of the input is a request
+    ├── TooManyRequests         more requests than the limit of a job
+    ├── EngineNotReady          the engine never answered
+    ├── EngineFailed            the engine answered, died and did not come back
+    ├── Interrupted             the pod is being stopped
+    └── InternalError           the runner's own volume failed
+
+Anything else that escapes is a defect: it ends the process with a traceback, and the kubelet starts it again.
+"""
+
+# ruff: noqa: N818 - named as the contract names the reasons
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from gpubatch_runner.contract import Reason
+
+
+class RunnerError(Exception):
+    """Base of all failures that end in a verdict."""
+
+    reason: ClassVar[Reason] = Reason.INTERNAL_ERROR
+
+
+class InputNotFound(RunnerError):
+    """Nothing is at the input's location."""
+
+    reason = Reason.INPUT_NOT_FOUND
+
+
+class InputUnreadable(RunnerError):
+    """The input's location makes no sense, or reading it broke off."""
+
+    reason = Reason.INPUT_UNREADABLE
+
+
+class AccessDenied(RunnerError):
+    """The credentials do not allow what the job needs."""
+
+    reason = Reason.ACCESS_DENIED
+
+
+class OutputNotWritable(RunnerError):
+    """An output's location makes no sense, or cannot be written."""
+
+    reason = Reason.OUTPUT_NOT_WRITABLE
+
+
+class InvalidRequests(RunnerError):
+    """The input holds no valid request, or an invalid one where the job refuses those."""
+
+    reason = Reason.INVALID_REQUESTS
+
+
+class TooManyRequests(RunnerError):
+    """The input holds more requests than one job may have."""
+
+    reason = Reason.TOO_MANY_REQUESTS
+
+
+class EngineNotReady(RunnerError):
+    """The engine did not answer within its start deadline."""
+
+    reason = Reason.ENGINE_NOT_READY
+
+
+class EngineFailed(RunnerError):
+    """The engine died during the run and did not come back within its start deadline."""
+
+    reason = Reason.ENGINE_FAILED
+
+
+class Interrupted(RunnerError):
+    """The pod is being stopped before the run is done."""
+
+    reason = Reason.INTERRUPTED
+
+
+class InternalError(RunnerError):
+    """The runner's own volume failed."""
+
+    reason = Reason.INTERNAL_ERROR

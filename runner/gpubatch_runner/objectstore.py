@@ -1,0 +1,83 @@
+"""Object storage as the runner sees it: opening a bucket, and telling its errors in the job's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import S3Store
+
+from gpubatch_runner.contract import Storage
+from gpubatch_runner.failures import AccessDenied, InputNotFound, OutputNotWritable, RunnerError
+from gpubatch_runner.locations import Location
+
+
+def open_bucket(location: Location, storage: Storage) -> S3Store:
+    """A client of the location's bucket; credentials and anything that `storage` leaves open come from `AWS_*`."""
+    plain_http = (storage.endpoint or "").startswith("http://")
+    settings: dict[str, str] = {}
+    if storage.endpoint:
+        settings["endpoint"] = storage.endpoint
+    if storage.region:
+        settings["region"] = storage.region
+    return S3Store(
+        location.container,
+        virtual_hosted_style_request=False,
+        client_options={
+            "allow_http": plain_http,
+            "connect_timeout": "30s",
+            "read_timeout": "120s",
+            "timeout": "600s",
+        },
+        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=120)},
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def told(location: Location) -> Iterator[None]:
+    """Turns errors of object storage into failures that name the job's field."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _missing(location, str(error)) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise AccessDenied(
+            f"{location.field} {location.shown}: access denied ({reason(error)}); check the keys in the Secret that "
+            f"spec.inference.storage.secretName names, and that they may {_needs(location)}"
+        ) from error
+    except (BaseError, ValueError, OSError) as error:
+        raise location.problem(f"{_advice(str(error))} ({reason(error)})") from error
+
+
+def reason(error: BaseException) -> str:
+    """The telling part of an error of object storage: its code and message, or its first line."""
+    text = str(error)
+    code = re.search(r"<Code>(.*?)</Code>", text)
+    message = re.search(r"<Message>(.*?)</Message>", text)
+    if code:
+        return f"{code[1]}: {message[1]}" if message else code[1]
+    return text.partition("\n")[0][:400] or type(error).__name__
+
+
+def _missing(location: Location, text: str) -> RunnerError:
+    where = f"{location.field} {location.shown}"
+    if "NoSuchBucket" in text or not location.is_input:
+        advice = f"the bucket {location.container!r} does not exist; create it or correct the URL"
+        return (InputNotFound if location.is_input else OutputNotWritable)(f"{where}: {advice}")
+    return InputNotFound(f"{where}: no such object; upload the input before the job, or correct the URL")
+
+
+def _needs(location: Location) -> str:
+    return "get the object" if location.is_input else "put, get and delete objects beside this one"
+
+
+def _advice(text: str) -> str:
+    if "169.254.169.254" in text or "credential" in text.lower():
+        return "no credentials; name a Secret in spec.inference.storage.secretName or give the service account a role"
+    if "error sending request" in text or "Connect" in text:
+        return "the storage could not be reached; check spec.inference.storage.endpoint"
+    return "the storage refused the request"
