@@ -1,0 +1,86 @@
+"""The lines of the output and error files, in the format of OpenAI's batch output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpubatch_runner.contract import LineError, Reason, Usage
+from gpubatch_runner.requests import Request
+
+
+def record_id(token: str, line: int) -> str:
+    """The record's `id`: the same for a line in all attempts of a run."""
+    return f"batch_req_{token}_{line}"
+
+
+def answered(token: str, request: Request, status: int, request_id: str | None, body: bytes) -> bytes:
+    """A request that the engine answered; `body` is the answer as one line of JSON."""
+    head = _dump({"id": record_id(token, request.line), "custom_id": request.custom_id})[:-1]
+    response = _dump({"status_code": status, "request_id": request_id})[:-1]
+    return b'%s,"response":%s,"body":%s},"error":null}' % (head, response, body)
+
+
+def timed_out(token: str, request: Request, seconds: float) -> bytes:
+    """A request that the engine did not answer in time: code 408."""
+    message = f"The engine did not answer within {seconds:g} s (spec.inference.requestTimeoutSeconds)."
+    error = {"code": "request_timeout", "message": message}
+    body = {"error": {"message": message, "type": "timeout", "code": "request_timeout"}}
+    response = {"status_code": 408, "request_id": None, "body": body}
+    return _dump(_record(token, request.line, request.custom_id, response, error))
+
+
+def unanswered(token: str, request: Request, code: str, message: str) -> bytes:
+    """A request that got no answer at all."""
+    return _dump(_record(token, request.line, request.custom_id, None, {"code": code, "message": message}))
+
+
+def invalid(token: str, error: LineError) -> bytes:
+    """A line of the input that is no request."""
+    detail = {"code": error.code, "message": error.message, "line": error.line}
+    return _dump(_record(token, error.line, error.custom_id, None, detail))
+
+
+def job_failed(token: str, reason: Reason, message: str) -> bytes:
+    """The job itself failed: the only line of its error document."""
+    return _dump(_record(token, 0, None, None, {"code": code_of(reason), "message": message, "line": None}))
+
+
+def code_of(reason: Reason) -> str:
+    """A contract's reason as a code in OpenAI's style: `EngineFailed` is `engine_failed`."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in reason).lstrip("_")
+
+
+def one_line(body: bytes) -> tuple[bytes, Any]:
+    """An answer's body as one line of JSON, and what it holds; text that is not JSON becomes `{"message": text}`."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = {"message": body.decode("utf-8", "replace")[:10_000]}
+        return _dump(document), document
+    if b"\n" in body or b"\r" in body:
+        return _dump(document), document
+    return body, document
+
+
+def usage_of(document: Any) -> Usage:
+    """Tokens that an answer reports, in the words of any of the endpoints."""
+    usage = document.get("usage") if isinstance(document, dict) else None
+    if not isinstance(usage, dict):
+        return Usage()
+    return Usage(
+        input_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+    )
+
+
+def _record(token: str, line: int, custom_id: str | None, response: object, error: object) -> dict[str, object]:
+    return {"id": record_id(token, line), "custom_id": custom_id, "response": response, "error": error}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
