@@ -1,0 +1,58 @@
+"""`gpubatch-runner run | inspect`: reads the specification, does it, and leaves the verdict where the kubelet finds it.
+
+Every verdict, good or bad, exits 0; only a defect exits otherwise, and the kubelet then starts the container again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from gpubatch_runner import logs
+from gpubatch_runner.contract import SPEC_ENV, Inspection, Outcome, RunSpec
+from gpubatch_runner.environment import Environment
+from gpubatch_runner.failures import Interrupted
+from gpubatch_runner.preflight import inspect
+from gpubatch_runner.run import run
+from gpubatch_runner.stopping import unless
+from gpubatch_runner.verdict import write_verdict
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `gpubatch-runner`."""
+    parser = argparse.ArgumentParser(prog="gpubatch-runner", description=f"Reads its specification from ${SPEC_ENV}.")
+    parser.add_argument("command", choices=("run", "inspect"), help="run the requests, or only inspect the input")
+    command = parser.parse_args(arguments).command
+    text = os.environ.get(SPEC_ENV)
+    if not text:
+        parser.error(f"the environment variable {SPEC_ENV} must hold the specification (JSON)")
+    spec, environment = RunSpec.model_validate_json(text), Environment.load()
+    logs.configure(spec)
+    verdict = asyncio.run(_stoppable(command, spec, environment))
+    write_verdict(verdict, environment.termination_log)
+    log.info("ended", extra={"verdict": verdict.model_dump(mode="json", exclude_none=True)})
+    return 0
+
+
+async def _stoppable(command: str, spec: RunSpec, environment: Environment) -> Outcome | Inspection:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if command == "run":
+        return await run(spec, environment, stop)
+    try:
+        return await unless(stop, inspect(spec, environment))
+    except Interrupted as error:
+        return Inspection(valid=False, reason=error.reason, message=str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""How an attempt ends: what it publishes, and the outcome that it reports, for each kind of end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from gpubatch_runner import records
+from gpubatch_runner.contract import Outcome, Reason
+from gpubatch_runner.failures import EngineFailed, EngineNotReady, Interrupted, RunnerError
+from gpubatch_runner.journal import Destination, Journal
+from gpubatch_runner.progress import RunProgress
+from gpubatch_runner.requests import Request
+from gpubatch_runner.results import Publication
+
+log = logging.getLogger(__name__)
+
+
+class Ending:
+    """Publishes what an attempt has.
+
+    Args:
+        publication: Where to.
+        progress: The counts and times to report.
+    """
+
+    def __init__(self, publication: Publication, progress: RunProgress) -> None:
+        self._publication = publication
+        self._progress = progress
+
+    async def of(
+        self, error: RunnerError | None, journal: Journal | None, unanswered: Callable[[], Iterator[Request]]
+    ) -> Outcome:
+        """Ends the attempt; never raises a `RunnerError`.
+
+        Args:
+            error: Why it failed; None if every request has its result.
+            journal: The results; None if it did not come so far.
+            unanswered: The requests without a result.
+        """
+        try:
+            if journal is None:
+                assert error is not None
+                return await self._without_results(error)
+            if isinstance(error, Interrupted):
+                return await self._suspend(journal, error)
+            if error is not None:
+                return await self._give_up(journal, error, unanswered)
+            return await self._conclude(journal)
+        except RunnerError as problem:
+            log.error("publishing failed", extra={"problem": str(problem)})
+            if error is not None:
+                return self._outcome(error.reason, f"{error} Nor could the results be saved: {problem}")
+            return self._outcome(problem.reason, str(problem))
+
+    async def _conclude(self, journal: Journal) -> Outcome:
+        outcome = self._outcome(None, "")
+        if not journal.completed:
+            first = next(journal.records(Destination.ERRORS), b"").decode()
+            message = f"All {journal.failed} requests failed; the first: {first[:1000]}"
+            outcome = self._outcome(Reason.ALL_REQUESTS_FAILED, message)
+        output, errors = _files(journal)
+        return await self._publication.conclude(outcome, output, errors, journal.header.input_digest)
+
+    async def _give_up(
+        self, journal: Journal, error: RunnerError, unanswered: Callable[[], Iterator[Request]]
+    ) -> Outcome:
+        """Each request without an answer gets an error record: in the error file, not in the journal."""
+        token, (output, journaled) = self._publication.token, _files(journal)
+
+        def errors() -> Iterator[bytes]:
+            yield from journaled()
+            for request in unanswered():
+                yield records.unanswered(token, request, records.code_of(error.reason), str(error))
+
+        if isinstance(error, EngineNotReady | EngineFailed):
+            self._progress.failed += sum(1 for _ in unanswered())
+        outcome = self._outcome(error.reason, str(error))
+        return await self._publication.give_up(outcome, output, errors, journal.path)
+
+    async def _suspend(self, journal: Journal, error: RunnerError) -> Outcome:
+        outcome = self._outcome(error.reason, str(error))
+        if not journal.completed and not journal.failed:
+            return outcome
+        journal.sync()
+        return await self._publication.suspend(outcome, *_files(journal), journal.path)
+
+    async def _without_results(self, error: RunnerError) -> Outcome:
+        outcome = self._outcome(error.reason, str(error))
+        if isinstance(error, Interrupted):
+            return outcome
+        try:
+            document = [records.job_failed(self._publication.token, error.reason, str(error))]
+            return outcome.model_copy(update={"errors": await self._publication.report(document)})
+        except RunnerError as problem:
+            log.warning("error document not written", extra={"problem": str(problem)})
+            return outcome
+
+    def _outcome(self, reason: Reason | None, message: str) -> Outcome:
+        progress = self._progress
+        return Outcome(
+            succeeded=reason is None,
+            reason=reason,
+            message=message,
+            total=progress.total,
+            completed=progress.completed,
+            failed=progress.failed,
+            usage=progress.usage,
+            timings=progress.timings,
+        )
+
+
+def _files(journal: Journal) -> tuple[Callable[[], Iterator[bytes]], Callable[[], Iterator[bytes]]]:
+    return lambda: journal.records(Destination.OUTPUT), lambda: journal.records(Destination.ERRORS)

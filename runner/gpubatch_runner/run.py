@@ -1,0 +1,271 @@
+"""One attempt at a run, from its specification to its outcome.
+
+    concluded before? -> input, journal, engine (at the same time) -> requests -> publish
+
+Each step is resumable: a restarted container finds the input and the journal in its work folder, a new pod finds the
+manifest or a checkpoint at the output. `stop` (SIGTERM) ends the attempt with what there is; once all requests have
+their result it is too late to stop, and publishing goes on within the grace period.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+from gpubatch_runner import records, sources
+from gpubatch_runner.contract import LineError, Outcome, RunSpec, Stage, Usage
+from gpubatch_runner.dispatch import Dispatcher, Result, TimedOut, Unanswered
+from gpubatch_runner.endings import Ending
+from gpubatch_runner.engine import EngineClient
+from gpubatch_runner.environment import Environment
+from gpubatch_runner.failures import RunnerError
+from gpubatch_runner.journal import Destination, Header, Journal
+from gpubatch_runner.locations import JobLocations, of_job
+from gpubatch_runner.preflight import Tally
+from gpubatch_runner.progress import RunProgress
+from gpubatch_runner.requests import Request, Validator
+from gpubatch_runner.results import Publication
+from gpubatch_runner.server import serving
+from gpubatch_runner.stopping import interrupted, unless
+from gpubatch_runner.supervisor import Supervisor
+from gpubatch_runner.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0
+"""How long requests in flight may still end after SIGTERM."""
+
+SAVE_SECONDS = 5
+
+
+async def run(spec: RunSpec, environment: Environment, stop: asyncio.Event) -> Outcome:
+    """Runs one attempt to its outcome.
+
+    Args:
+        spec: What to do.
+        environment: The container's places.
+        stop: Set on SIGTERM.
+    """
+    progress = RunProgress()
+    async with serving(progress, environment.progress_port):
+        try:
+            locations = of_job(spec)
+            publication = Publication(spec, locations, environment)
+            if concluded := await unless(stop, publication.finished()):
+                log.info("the run was concluded by an earlier attempt")
+                return concluded
+            workdir = Workdir(environment.journal_dir, spec.run, spec.attempt)
+        except RunnerError as error:
+            return Outcome(succeeded=False, reason=error.reason, message=str(error))
+        progress.adopt(workdir.state.seconds)
+        attempt = Attempt(spec, environment, locations, publication, workdir, progress, stop)
+        async with _ticking(progress, workdir):
+            outcome = await attempt.run()
+        progress.enter(Stage.DONE)
+        return outcome
+
+
+class Attempt:
+    """One attempt at a run that nobody has concluded yet."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        environment: Environment,
+        locations: JobLocations,
+        publication: Publication,
+        workdir: Workdir,
+        progress: RunProgress,
+        stop: asyncio.Event,
+    ) -> None:
+        self._spec = spec
+        self._environment = environment
+        self._locations = locations
+        self._publication = publication
+        self._workdir = workdir
+        self._progress = progress
+        self._stop = stop
+        self._token = publication.token
+        self._journal: Journal | None = None
+
+    async def run(self) -> Outcome:
+        """The attempt's outcome; never raises a `RunnerError`."""
+        problem: RunnerError | None = None
+        try:
+            await self._answer_all()
+        except RunnerError as error:
+            log.warning("attempt failed", extra={"reason": error.reason, "problem": str(error)})
+            problem = error
+        self._progress.enter(Stage.UPLOADING)
+        try:
+            return await Ending(self._publication, self._progress).of(problem, self._journal, self._todo)
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    async def _answer_all(self) -> None:
+        async with EngineClient(self._spec.engine_url) as client:
+            supervisor = Supervisor(client, self._workdir, self._spec.engine_start_timeout_seconds, self._show_engine)
+            supervisor.start()
+            try:
+                self._journal = await unless(self._stop, self._prepare())
+                async with _synced(self._journal):
+                    await self._dispatch(client, supervisor)
+            finally:
+                await supervisor.stop()
+
+    async def _prepare(self) -> Journal:
+        """Checks the outputs, fetches and judges the input, and opens the journal."""
+        await self._publication.check_writable()
+        chunks = sources.read(self._locations.input, self._spec.storage, self._environment)
+        digest = await self._workdir.keep_input(chunks)
+        if self._workdir.state.total is None:
+            self._workdir.state.total = await asyncio.to_thread(self._judge)
+            self._workdir.save()
+        self._progress.total = self._workdir.state.total
+        self._progress.metrics.total.set(self._workdir.state.total)
+        header = Header(self._spec.run, digest)
+        if not self._workdir.journal.exists() and await self._publication.restore(self._workdir.journal, header):
+            log.info("going on from an earlier attempt's checkpoint")
+        journal = Journal(self._workdir.journal, header)
+        self._progress.completed, self._progress.failed = journal.completed, journal.failed
+        self._progress.input_tokens, self._progress.output_tokens = journal.input_tokens, journal.output_tokens
+        log.info("input ready", extra={"total": self._progress.total, "done": journal.completed + journal.failed})
+        return journal
+
+    def _judge(self) -> int:
+        """Counts the requests of the input.
+
+        Raises:
+            InvalidRequests, TooManyRequests: As the inspection would, had the input been as it is now.
+        """
+        tally = Tally(self._spec)
+        for judged in self._judged():
+            tally.add(judged)
+        tally.check()
+        return tally.requests + tally.invalid
+
+    def _judged(self) -> Iterator[Request | LineError]:
+        validator = Validator(self._spec.served_model_name)
+        for number, line in self._workdir.lines():
+            if (judged := validator.check(number, line)) is not None:
+                yield judged
+
+    async def _dispatch(self, client: EngineClient, supervisor: Supervisor) -> None:
+        todo = self._todo()
+        first = next(todo, None)
+        if first is None:
+            return
+        dispatcher = Dispatcher(
+            client,
+            supervisor,
+            concurrency=self._spec.max_concurrent_requests,
+            timeout=self._spec.request_timeout_seconds,
+            max_retries=self._spec.max_retries,
+            on_result=self._keep,
+            on_retry=self._progress.metrics.retries.inc,
+        )
+        self._progress.metrics.in_flight.set_function(lambda: dispatcher.in_flight)
+        await unless(self._stop, supervisor.up())
+        sending = asyncio.create_task(dispatcher.run(_chain(first, todo)))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((sending, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                log.info("stopping", extra={"in_flight": dispatcher.in_flight})
+                dispatcher.stop()
+                await asyncio.wait((sending,), timeout=STOP_SECONDS)
+        finally:
+            for task in (sending, stopping):
+                task.cancel()
+            await asyncio.gather(sending, stopping, return_exceptions=True)
+        if not sending.cancelled() and (error := sending.exception()):
+            raise error
+        if next(self._todo(), None) is not None:
+            raise interrupted()
+
+    def _todo(self) -> Iterator[Request]:
+        """The requests without a result, in the order of the input; invalid lines get theirs on the way."""
+        journal = self._journal
+        assert journal is not None
+        for judged in self._judged():
+            if judged.line in journal.done:
+                continue
+            if isinstance(judged, Request):
+                yield judged
+            else:
+                journal.append(Destination.ERRORS, judged.line, records.invalid(self._token, judged), Usage())
+                self._progress.failed += 1
+                self._progress.metrics.failed.inc()
+
+    def _keep(self, request: Request, result: Result) -> None:
+        """Journals and counts a result."""
+        assert self._journal is not None
+        destination, usage = Destination.ERRORS, Usage()
+        if isinstance(result, TimedOut):
+            record = records.timed_out(self._token, request, result.seconds)
+        elif isinstance(result, Unanswered):
+            record = records.unanswered(self._token, request, result.code, result.message)
+        else:
+            body, document = records.one_line(result.body)
+            record = records.answered(self._token, request, result.status, result.request_id, body)
+            if result.ok:
+                destination, usage = Destination.OUTPUT, records.usage_of(document)
+        self._journal.append(destination, request.line, record, usage)
+        metrics = self._progress.metrics
+        if destination is Destination.OUTPUT:
+            self._progress.completed += 1
+            metrics.completed.inc()
+        else:
+            self._progress.failed += 1
+            metrics.failed.inc()
+        self._progress.input_tokens += usage.input_tokens
+        self._progress.output_tokens += usage.output_tokens
+        metrics.input_tokens.inc(usage.input_tokens)
+        metrics.output_tokens.inc(usage.output_tokens)
+
+    def _show_engine(self, up: bool, message: str) -> None:
+        metrics = self._progress.metrics
+        metrics.engine_up.set(up)
+        if not up and self._workdir.state.engine_answered:
+            metrics.engine_deaths.inc()
+        self._progress.enter(Stage.PROCESSING if up else Stage.LOADING_MODEL, message)
+
+
+def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+    yield first
+    yield from rest
+
+
+@contextlib.asynccontextmanager
+async def _synced(journal: Journal) -> AsyncIterator[None]:
+    """Forces the journal to the disk in the background."""
+    task = asyncio.create_task(journal.keep_synced())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _ticking(progress: RunProgress, workdir: Workdir) -> AsyncIterator[None]:
+    """Keeps the rate current, and the times on disk."""
+
+    async def tick() -> None:
+        seconds = 0
+        while True:
+            await asyncio.sleep(1)
+            progress.tick()
+            seconds += 1
+            if seconds % SAVE_SECONDS == 0:
+                workdir.save()
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
