@@ -78,6 +78,8 @@ def status(cluster: Cluster) -> int:
     print(f"kubeconfig: {cluster.kubeconfig}")
     for name, found in sorted(kube.nodes(cluster).items()):
         ready, gpus = kube.is_ready(found), found["status"]["allocatable"].get(kube.GPU, "0")
+        if not kind.is_used():
+            ready = ready and any(node.is_well(member) for member in cluster.known_nodes() if member.name == name)
         print(f"{name}: {'Ready' if ready else 'NotReady'}, {kube.GPU} {gpus}")
         well = well and ready
     return 0 if well else 1
@@ -107,8 +109,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up", help="bring it up, or mend it; prints the exports for your shell")
-    nodes = {"type": int, "default": DEFAULT_NODES, "choices": range(MAX_NODES + 1), "metavar": "N"}
-    starting.add_argument("--nodes", **nodes, help="how many (default: 2); 0: control plane only")
+    counts, wanted = range(MAX_NODES + 1), "how many (default: 2); 0: control plane only"
+    starting.add_argument("--nodes", type=int, default=DEFAULT_NODES, choices=counts, metavar="N", help=wanted)
     commands.add_parser("down", help="remove everything but the caches")
     commands.add_parser("status", help="what is well; exit status 1 if something isn't")
     commands.add_parser("kubeconfig", help="print the kubeconfig's path")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from localcluster.settings import Cluster, Node
-from localcluster.shell import run
+from localcluster.shell import run, succeeds
 
 
 def create_bridge(cluster: Cluster) -> None:
@@ -33,13 +33,18 @@ def remove(cluster: Cluster) -> None:
     """Remove the bridge and all cables, with their addresses and routes."""
     for name in _links():
         if name == cluster.bridge or name.startswith(f"{cluster.bridge}-"):
-            run("ip", "link", "delete", name)
+            _delete(name)
 
 
 def disconnect(node: Node) -> None:
-    """Remove a node's cable, if the end of its namespace hasn't yet."""
-    if node.link in _links():
-        run("ip", "link", "delete", node.link)
+    """Remove a node's cable."""
+    _delete(node.link)
+
+
+def _delete(name: str) -> None:
+    """Remove a device, which a dying namespace may remove at the same moment."""
+    while name in _links():
+        succeeds("ip", "link", "delete", name)
 
 
 def _links() -> list[str]:
