@@ -1,0 +1,155 @@
+"""The chart as Helm itself sees it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpubatch_operator.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "gpubatch"
+KUBERNETES = ("1.33.0", "1.35.0")
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    return subprocess.check_output([ROOT / "hack" / "cluster", "tool", "helm"], text=True).strip()
+
+
+def render(helm: str, *arguments: str, kubernetes: str = KUBERNETES[0]) -> list[dict[str, Any]]:
+    """The objects of a release, each with apiVersion and kind.
+
+    Raises:
+        ValueError: Helm refuses, with what it says.
+    """
+    command = [helm, "template", "gpubatch", CHART, "--namespace", "gpubatch-system", "--kube-version", kubernetes]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return [o for o in yaml.safe_load_all(done.stdout) if o]
+
+
+def only(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    """The one object of a kind."""
+    [found] = [o for o in objects if o["kind"] == kind and o["metadata"]["name"].endswith(name)]
+    return found
+
+
+def operator_env(objects: list[dict[str, Any]]) -> dict[str, str]:
+    """The variables of the operator's container."""
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return {e["name"]: e["value"] for e in container["env"]}
+
+
+def allowed(role: dict[str, Any]) -> set[tuple[str, str]]:
+    """(resource, verb) for each right of a role."""
+    return {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def test_lint_finds_nothing(helm: str) -> None:
+    done = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout
+
+
+@pytest.mark.parametrize("kubernetes", KUBERNETES)
+def test_it_renders_for_every_supported_kubernetes(helm: str, kubernetes: str) -> None:
+    kinds = {o["kind"] for o in render(helm, kubernetes=kubernetes)}
+    assert kinds >= {"Deployment", "CustomResourceDefinition", "ClusterRole", "PriorityClass", "Service"}
+
+
+def test_an_older_kubernetes_is_refused(helm: str) -> None:
+    with pytest.raises(ValueError, match="incompatible"):
+        render(helm, kubernetes="1.32.9")
+
+
+def test_every_setting_reaches_the_operator(helm: str) -> None:
+    assert operator_env(render(helm)).keys() == {f"GPUBATCH_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_a_large_number_stays_a_number(helm: str, tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text("settings: {maxRequestsPerJob: 1000000, progressSeconds: 0.5}")
+    env = operator_env(render(helm, "--values", str(tmp_path / "values.yaml")))
+    assert env["GPUBATCH_MAX_REQUESTS_PER_JOB"] == "1000000"
+    assert env["GPUBATCH_PROGRESS_SECONDS"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("settings.slotPerNode=2", "slotPerNode"),
+        ("replicas=2", "replicas"),
+        ("settings.slotsPerNode=0", "slotsPerNode"),
+        ("settings.logFormat=xml", "logFormat"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(helm: str, value: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        render(helm, "--set", value)
+
+
+def test_the_crd_is_the_generated_one_and_outlives_the_release(helm: str) -> None:
+    crd = only(render(helm), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert crd["spec"] == yaml.safe_load((ROOT / "crds" / "gpubatchjobs.yaml").read_text())["spec"]
+    assert not [o for o in render(helm, "--set", "crds.install=false") if o["kind"] == "CustomResourceDefinition"]
+
+
+def test_the_operator_runs_locked_down(helm: str) -> None:
+    pod = only(render(helm), "Deployment")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_operator_may_do_what_it_does_and_no_more(helm: str) -> None:
+    assert allowed(only(render(helm), "ClusterRole", "-operator")) == {
+        *(("gpubatchjobs", verb) for verb in ("get", "list", "watch")),
+        *(("gpubatchjobs/status", verb) for verb in ("get", "patch")),
+        *(("pods", verb) for verb in ("get", "list", "watch", "create", "delete", "patch")),
+        *(("nodes", verb) for verb in ("list", "watch")),
+        ("events", "create"),
+        ("secrets", "get"),
+    }
+
+
+def test_reading_secrets_can_be_narrowed_or_switched_off(helm: str) -> None:
+    narrowed = render(helm, "--set", "rbac.webhookSecrets.namespaces={search}")
+    assert ("secrets", "get") not in allowed(only(narrowed, "ClusterRole", "-operator"))
+    role = only(narrowed, "Role")
+    assert role["metadata"]["namespace"] == "search"
+    assert allowed(role) == {("secrets", "get")}
+    off = render(helm, "--set", "rbac.webhookSecrets.enabled=false,rbac.webhookSecrets.namespaces={search}")
+    assert all(("secrets", "get") not in allowed(o) for o in off if o["kind"] in ("Role", "ClusterRole"))
+
+
+def test_runners_never_preempt(helm: str) -> None:
+    objects = render(helm, "--set", "settings.priorityClass=batch")
+    priority_class = only(objects, "PriorityClass")
+    assert priority_class["metadata"]["name"] == "batch" == operator_env(objects)["GPUBATCH_PRIORITY_CLASS"]
+    assert priority_class["preemptionPolicy"] == "Never"
+
+
+def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> None:
+    policy = only(render(helm, "--set", "networkPolicy.runnerNamespaces={search}"), "NetworkPolicy", "-runners")
+    assert policy["metadata"]["namespace"] == "search"
+    [rule] = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 9808}]
+
+
+def test_ports_that_serve_nothing_disappear(helm: str) -> None:
+    objects = render(helm, "--set", "settings.metricsPort=0,settings.healthPort=0")
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert not container.keys() & {"ports", "livenessProbe", "readinessProbe", "startupProbe"}
+    assert "Service" not in {o["kind"] for o in objects}
