@@ -28,7 +28,7 @@ def require(programs: dict[str, str]) -> None:
     """
     if os.geteuid() != 0:
         raise SetupError(
-            "this needs root (network devices, mounts, cgroups): run it as root, or start Docker to use kind"
+            "this needs root, for network devices, mounts and cgroups: be root, or start Docker to use kind"
         )
     if not (missing := sorted({package for program, package in programs.items() if not shutil.which(program)})):
         return

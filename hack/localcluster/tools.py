@@ -44,7 +44,7 @@ GO_TOOLS = {
     "coredns": GoTool("github.com/coredns/coredns", "v1.14.6"),
     "helm": GoTool("helm.sh/helm/v3/cmd/helm", "v3.22.0"),
     "versitygw": GoTool("github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
-    "kind": GoTool("sigs.k8s.io/kind", "v0.33.0"),
+    "kind": GoTool("sigs.k8s.io/kind", "v0.31.0"),
     "kwok": GoTool("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
