@@ -73,8 +73,8 @@ class Job:
                 text = item if isinstance(item, bytes | str) else json.dumps(item)
                 file.write((text if isinstance(text, bytes) else text.encode()) + b"\n")
 
-    def start(self, command: str, spec: RunSpec) -> subprocess.Popen[bytes]:
-        """The runner as a process, as in its container."""
+    def start(self, command: str, spec: RunSpec, *python: str) -> subprocess.Popen[bytes]:
+        """The runner as a process, as in its container, or other Python code with the runner's environment."""
         places = self.environment
         places.journal_dir.mkdir(parents=True, exist_ok=True)
         environ = {
@@ -88,7 +88,10 @@ class Job:
             "GPUBATCH_PROGRESS_PORT": "0",
         }
         with (self.folder / "runner.log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "gpubatch_runner", command], env=environ, stderr=log)
+            arguments = python or ("-m", "gpubatch_runner", command)
+            return subprocess.Popen(
+                [sys.executable, *arguments], env=environ, stderr=log, stdout=subprocess.PIPE if python else None
+            )
 
 
 def records(path: Path) -> list[dict[str, Any]]:
