@@ -1,0 +1,270 @@
+"""Object storage as it is: a real S3 server (versitygw), with its own opinions on conditions, parts and permissions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpubatch_runner.contract import Inspection, Outcome, Reason, RunSpec, Storage
+from gpubatch_runner.environment import Environment
+from gpubatch_runner.locations import OUTPUT_FIELD, of_job, parse
+from gpubatch_runner.preflight import inspect
+from gpubatch_runner.results import Publication
+from gpubatch_runner.run import run
+from gpubatch_runner.stores import PART, BucketStore
+from unit.runner.fake_engine import FakeEngine
+from unit.runner.jobs import Job, request
+
+CLUSTER = Path(__file__).parents[2] / "hack" / "cluster"
+
+
+@dataclass
+class S3:
+    """A server with the buckets `batches`, which the user may use, and `foreign`, which it may not."""
+
+    endpoint: str
+    root: Path
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(endpoint=self.endpoint, region="us-east-1")
+
+    def put(self, key: str, data: bytes) -> None:
+        (self.root / "batches" / key).write_bytes(data)
+
+    def names(self) -> list[str]:
+        """What a reader of the bucket finds."""
+        return sorted(path.name for path in (self.root / "batches").iterdir() if not path.name.startswith("."))
+
+    def ids(self, key: str) -> list[str]:
+        lines = (self.root / "batches" / key).read_text().splitlines()
+        return sorted(json.loads(line)["custom_id"] for line in lines)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "data").mkdir()
+    (folder / "iam").mkdir()
+    binary = os.environ.get("GPUBATCH_S3_BIN") or _tool("versitygw")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    root = ["--access", "root", "--secret", "rootsecret"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [binary, *root, "--port", f"127.0.0.1:{port}", "--iam-dir", folder / "iam", "posix", folder / "data"],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        server = S3(f"http://127.0.0.1:{port}", folder / "data")
+        _wait(port, process, folder / "log")
+        admin = [binary, "admin", *root, "--endpoint-url", server.endpoint]
+        for command in (
+            ["create-user", "--access", "user", "--secret", "usersecret", "--role", "user"],
+            ["create-bucket", "--owner", "user", "--bucket", "batches"],
+            ["create-bucket", "--owner", "root", "--bucket", "foreign"],
+        ):
+            subprocess.run([*admin, *command], check=True, capture_output=True)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server with an empty bucket, and the user's keys in the environment as the pod has them."""
+    for path in (server.root / "batches").iterdir():
+        if path.is_file():
+            path.unlink()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "usersecret")
+    return server
+
+
+def _tool(name: str) -> str:
+    found = subprocess.run([CLUSTER, "tool", name], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.fail(
+            f"no S3 server to test with: set GPUBATCH_S3_BIN to a {name} binary, or mend `hack/cluster tool {name}`: "
+            f"{found.stderr}"
+        )
+    return found.stdout.strip()
+
+
+def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    pytest.fail(f"the S3 server did not start: {log.read_text()}")
+
+
+def spec(s3: S3, **changes: Any) -> RunSpec:
+    values: dict[str, Any] = {
+        "input": "s3://batches/in.jsonl",
+        "output": "s3://batches/out.jsonl",
+        "errors": "s3://batches/errors.jsonl",
+        "storage": s3.storage,
+    }
+    return Job(Path("/nowhere")).spec(**(values | changes))
+
+
+def lines(count: int) -> bytes:
+    return b"".join(json.dumps(request(n)).encode() + b"\n" for n in range(count))
+
+
+async def look(s3: S3, **changes: Any) -> Inspection:
+    return await inspect(spec(s3, attempt=0, **changes), Environment())
+
+
+async def finish(s3: S3, folder: Path, **changes: Any) -> Outcome:
+    environment = Environment(journal_dir=folder, progress_port=0)
+    return await asyncio.wait_for(run(spec(s3, **changes), environment, asyncio.Event()), 60)
+
+
+async def test_a_run_reads_and_writes_s3_and_leaves_only_results_and_manifest(s3: S3, tmp_path: Path) -> None:
+    s3.put("in.jsonl", lines(50) + b"{\n")
+    assert (await look(s3)).requests == 50
+    assert s3.names() == ["in.jsonl"]
+    async with FakeEngine() as engine:
+        outcome = await finish(s3, tmp_path, engine_url=engine.url)
+    assert outcome.succeeded
+    assert (outcome.completed, outcome.failed) == (50, 1)
+    assert s3.ids("out.jsonl") == sorted(f"r{n}" for n in range(50))
+    assert [name for name in s3.names() if "manifest" not in name] == ["errors.jsonl", "in.jsonl", "out.jsonl"]
+    [manifest] = (s3.root / "batches").glob("out.jsonl.*.manifest.json")
+    assert json.loads(manifest.read_text())["outcome"]["completed"] == 50
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART + 7])
+async def test_files_of_any_size_arrive_whole(s3: S3, size: int) -> None:
+    location = parse("s3://batches/big", OUTPUT_FIELD)
+    store = BucketStore(location, s3.storage)
+    data = os.urandom(size)
+    await store.write(location, (data[at : at + 100_000] for at in range(0, size, 100_000)))
+    assert await store.read_small(location) == data
+    assert await store.move(location, location.beside(".moved"))
+    assert (s3.root / "batches" / "big.moved").read_bytes() == data
+    assert not await store.exists(location)
+    assert not await store.move(location, location.beside(".moved"))
+    await store.delete(location)  # finding it gone is fine
+
+
+async def test_of_many_that_create_an_object_exactly_one_succeeds(s3: S3) -> None:
+    location = parse("s3://batches/manifest", OUTPUT_FIELD)
+    stores = [BucketStore(location, s3.storage) for _ in range(20)]
+    for round in range(5):
+        target = location.beside(str(round))
+        won = await asyncio.gather(*(store.create(target, b"%d" % n) for n, store in enumerate(stores)))
+        assert sum(won) == 1
+        assert await stores[0].read_small(target) == b"%d" % won.index(True)
+
+
+async def test_of_two_attempts_that_race_one_publishes_and_both_report_it(s3: S3) -> None:
+    async def conclude(attempt: int) -> Outcome:
+        mine = spec(s3, attempt=attempt)
+        return await Publication(mine, of_job(mine), Environment()).conclude(
+            Outcome(succeeded=True, completed=1, failed=1, message=str(attempt)),
+            lambda: iter([b"output %d" % attempt]),
+            lambda: iter([b"errors %d" % attempt]),
+            None,
+        )
+
+    first, second = await asyncio.gather(conclude(1), conclude(2))
+    assert first == second
+    assert (s3.root / "batches" / "out.jsonl").read_text() == f"output {first.message}\n"
+    assert (s3.root / "batches" / "errors.jsonl").read_text() == f"errors {first.message}\n"
+
+
+async def test_a_new_attempt_goes_on_from_the_checkpoint_in_the_bucket(s3: S3, tmp_path: Path) -> None:
+    s3.put("in.jsonl", lines(40))
+    stop = asyncio.Event()
+    async with FakeEngine(delay=0.02) as engine:
+        first = spec(s3, engine_url=engine.url, max_concurrent_requests=2)
+        environment = Environment(journal_dir=tmp_path / "1", progress_port=0)
+        running = asyncio.create_task(run(first, environment, stop))
+        await engine.has_seen(10)
+        stop.set()
+        interrupted = await running
+        assert interrupted.reason is Reason.INTERRUPTED
+        assert "out.jsonl.partial" in s3.names()
+        outcome = await finish(s3, tmp_path / "2", engine_url=engine.url, attempt=2)
+    assert outcome.completed == 40
+    assert set(engine.seen.values()) == {1}
+    assert s3.ids("out.jsonl") == sorted(f"r{n}" for n in range(40))
+    assert len(s3.names()) == 3
+
+
+async def test_a_missing_object_is_told(s3: S3) -> None:
+    verdict = await look(s3)
+    assert verdict.reason is Reason.INPUT_NOT_FOUND
+    assert verdict.message.startswith("spec.inference.input.url s3://batches/in.jsonl: no such object")
+    assert "errors.jsonl" in s3.names()
+
+
+async def test_a_missing_bucket_of_the_input_is_told(s3: S3) -> None:
+    verdict = await look(s3, input="s3://absent/in.jsonl")
+    assert verdict.reason is Reason.INPUT_NOT_FOUND
+    assert "the bucket 'absent' does not exist" in verdict.message
+
+
+async def test_a_missing_bucket_of_the_output_is_told(s3: S3) -> None:
+    s3.put("in.jsonl", lines(1))
+    verdict = await look(s3, output="s3://absent/out.jsonl")
+    assert verdict.reason is Reason.OUTPUT_NOT_WRITABLE
+    assert verdict.message.startswith("spec.inference.output.url")
+    assert "the bucket 'absent' does not exist" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"), ("AWS_SECRET_ACCESS_KEY", "Sig")]
+)
+async def test_wrong_keys_are_told(s3: S3, monkeypatch: pytest.MonkeyPatch, name: str, code: str) -> None:
+    s3.put("in.jsonl", lines(1))
+    monkeypatch.setenv(name, "wrong")
+    verdict = await look(s3)
+    assert verdict.reason is Reason.ACCESS_DENIED
+    assert code in verdict.message
+    assert "spec.inference.storage.secretName" in verdict.message
+
+
+async def test_an_output_without_permission_to_write_is_told(s3: S3) -> None:
+    s3.put("in.jsonl", lines(1))
+    verdict = await look(s3, output="s3://foreign/out.jsonl")
+    assert verdict.reason is Reason.ACCESS_DENIED
+    assert verdict.message.startswith("spec.inference.output.url s3://foreign/out.jsonl")
+    assert "put, get and delete" in verdict.message
+
+
+async def test_an_input_without_permission_to_read_is_told(s3: S3) -> None:
+    verdict = await look(s3, input="s3://foreign/in.jsonl")
+    assert verdict.reason is Reason.ACCESS_DENIED
+    assert "get the object" in verdict.message
+
+
+async def test_storage_that_cannot_be_reached_is_told(s3: S3) -> None:
+    verdict = await look(s3, storage=Storage(endpoint="http://127.0.0.1:1", region="us-east-1"))
+    assert verdict.reason is Reason.OUTPUT_NOT_WRITABLE
+    assert "could not be reached; check spec.inference.storage.endpoint" in verdict.message
+
+
+async def test_an_endless_line_is_told_and_the_lines_around_it_count(s3: S3) -> None:
+    s3.put("in.jsonl", lines(1) + b"x" * 50_000_000 + b"\n" + lines(2)[len(lines(1)) :])
+    verdict = await look(s3)
+    assert [(error.line, error.code) for error in verdict.first_errors] == [(2, "line_too_long")]
+    assert verdict.requests == 2
