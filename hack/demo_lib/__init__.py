@@ -1,0 +1,1 @@
+"""What `hack/demo` is made of."""
