@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 
 import kopf
@@ -27,8 +26,7 @@ log = logging.getLogger("gpubatch_operator")
 
 
 async def serve(settings: config.Settings) -> None:
-    """Run until SIGTERM, or until a part fails."""
-    stop = asyncio.Event()
+    """Run until SIGTERM (kopf handles signals), or until a part fails."""
     client, store = await Client.connect(), Store(settings.slots_per_node)
     events = Recorder(client)
     try:
@@ -42,28 +40,23 @@ async def serve(settings: config.Settings) -> None:
                 settings=watch.kopf_settings(),
                 clusterwide=True,
                 liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
-                stop_flag=stop,
             ),
             "sync": watch.keep_synced(client, store, settings.resync_seconds),
             "reconciler": reconciler.run(),
             "publisher": Publisher(client, store, reconciler).run(),
             "progress": progress.poll(store, settings.progress_seconds),
             "notifier": Notifier(client, store, settings, events).run(),
-            "stop": stop.wait(),
         }
         tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, stop.set)
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         for task in done:
-            if error := task.exception():
-                raise RuntimeError(f"{task.get_name()} failed") from error
-            if not stop.is_set():
+            task.result()
+            if task.get_name() != "watch":  # kopf returns on a signal; nothing else ever returns
                 raise RuntimeError(f"{task.get_name()} ended")
+        log.info("stopped")
     finally:
         await client.close()
 

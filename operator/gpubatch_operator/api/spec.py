@@ -125,24 +125,30 @@ class Engine(ApiModel):
 class Input(ApiModel):
     """Where the requests are."""
 
-    url: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=2048,
-            pattern=r"^(s3://[^/]+/.+|https?://[^/]+(/.*)?|configmap://[^/]+/.+|pvc://[^/]+/.+)$",
-        ),
-    ] = Field(
+    url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
         description="A file with one request in each line, as in OpenAI's Batch API: s3://BUCKET/KEY, "
-        "http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH."
+        "http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self.matches('^((s3|configmap|pvc)://[^/]+/.+|https?://[^/]+(/.*)?)$')",
+                    "input.url must be s3://BUCKET/KEY, http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH",
+                )
+            ]
+        },
     )
 
 
 class Output(ApiModel):
     """Where a file of results goes."""
 
-    url: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^(s3|pvc)://[^/]+/.+$")] = Field(
-        description="s3://BUCKET/KEY or pvc://CLAIM/PATH."
+    url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
+        description="s3://BUCKET/KEY or pvc://CLAIM/PATH.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("self.matches('^(s3|pvc)://[^/]+/.+$')", "url must be s3://BUCKET/KEY or pvc://CLAIM/PATH")
+            ]
+        },
     )
 
 

@@ -19,6 +19,7 @@ from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.core.trouble import Limits, trouble_of
 
 MAX_ATTEMPTS = 10
+MAX_MESSAGE = 4096  # characters, as the CRD bounds them: a longer one would have the whole status refused
 BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is being read and checked."}
 INTERRUPTED = "Interrupted"  # the runner's reason for an end that came from outside
 
@@ -389,7 +390,7 @@ def _attempt_json(a: Attempt, ended: float | None = None) -> JSON:
         "endTime": iso(ended) if ended is not None else None,
         "state": a.state.value,
         "reason": a.reason,
-        "message": a.message,
+        "message": a.message[:MAX_MESSAGE] if a.message is not None else None,
     }
     return {k: v for k, v in out.items() if v is not None}
 

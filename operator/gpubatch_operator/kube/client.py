@@ -68,7 +68,7 @@ class Client:
             headers["Content-Type"] = content_type
         if method != "GET":
             API_WRITES.labels(method, _resource(path)).inc()
-        request = self._api.param_serialize(
+        request = await self._api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),

@@ -44,6 +44,10 @@ def registry(store: Store) -> kopf.OperatorRegistry:
         else:
             store.put_node(event["object"])
 
+    @kopf.on.login(registry=handlers)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
     kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)(job)
     kopf.on.event("", "v1", "pods", registry=handlers)(pod)
     kopf.on.event("", "v1", "nodes", registry=handlers)(node)
@@ -60,6 +64,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 600
     settings.watching.label_selectors["", "pods"] = convert.JOB_UID
     settings.queueing.idle_timeout = 0.5
+    # Crash-only: when a watch has failed for good, kopf may take minutes to end; the process must not outlive it.
+    settings.process.ultimate_exiting_timeout = 15
     return settings
 
 
