@@ -13,8 +13,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from gpubatch_runner import logs
-from gpubatch_runner.contract import SPEC_ENV, Inspection, Outcome, RunSpec
+from gpubatch_runner.contract import SPEC_ENV, Inspection, Outcome, Reason, RunSpec
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import Interrupted
 from gpubatch_runner.preflight import inspect
@@ -33,12 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = os.environ.get(SPEC_ENV)
     if not text:
         parser.error(f"the environment variable {SPEC_ENV} must hold the specification (JSON)")
-    spec, environment = RunSpec.model_validate_json(text), Environment.load()
+    environment = Environment.load()
+    try:
+        spec = RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        message = f"{SPEC_ENV} is not a specification that this runner knows; do operator and runner fit? {error}"
+        write_verdict(_refused(command, message), environment.termination_log)
+        return 0
     logs.configure(spec)
-    verdict = asyncio.run(_stoppable(command, spec, environment))
+    try:
+        verdict = asyncio.run(_stoppable(command, spec, environment))
+    except Exception:
+        log.exception("crashed")
+        return 1
     write_verdict(verdict, environment.termination_log)
     log.info("ended", extra={"verdict": verdict.model_dump(mode="json", exclude_none=True)})
     return 0
+
+
+def _refused(command: str, message: str) -> Outcome | Inspection:
+    if command == "run":
+        return Outcome(succeeded=False, reason=Reason.INTERNAL_ERROR, message=message)
+    return Inspection(valid=False, reason=Reason.INTERNAL_ERROR, message=message)
 
 
 async def _stoppable(command: str, spec: RunSpec, environment: Environment) -> Outcome | Inspection:

@@ -6,14 +6,18 @@ import logging
 from collections.abc import Callable, Iterator
 
 from gpubatch_runner import records
-from gpubatch_runner.contract import Outcome, Reason
-from gpubatch_runner.failures import EngineFailed, EngineNotReady, Interrupted, RunnerError
+from gpubatch_runner.contract import LineError, Outcome, Reason
+from gpubatch_runner.failures import Interrupted, RunnerError
 from gpubatch_runner.journal import Destination, Journal
 from gpubatch_runner.progress import RunProgress
 from gpubatch_runner.requests import Request
 from gpubatch_runner.results import Publication
 
 log = logging.getLogger(__name__)
+
+
+Unanswered = Callable[[], Iterator[Request | LineError]]
+"""Yields the lines of the input that have no result."""
 
 
 class Ending:
@@ -28,15 +32,13 @@ class Ending:
         self._publication = publication
         self._progress = progress
 
-    async def of(
-        self, error: RunnerError | None, journal: Journal | None, unanswered: Callable[[], Iterator[Request]]
-    ) -> Outcome:
+    async def of(self, error: RunnerError | None, journal: Journal | None, unanswered: Unanswered) -> Outcome:
         """Ends the attempt; never raises a `RunnerError`.
 
         Args:
             error: Why it failed; None if every request has its result.
             journal: The results; None if it did not come so far.
-            unanswered: The requests without a result.
+            unanswered: The lines without a result.
         """
         try:
             if journal is None:
@@ -62,19 +64,19 @@ class Ending:
         output, errors = _files(journal)
         return await self._publication.conclude(outcome, output, errors, journal.header.input_digest)
 
-    async def _give_up(
-        self, journal: Journal, error: RunnerError, unanswered: Callable[[], Iterator[Request]]
-    ) -> Outcome:
+    async def _give_up(self, journal: Journal, error: RunnerError, unanswered: Unanswered) -> Outcome:
         """Each request without an answer gets an error record: in the error file, not in the journal."""
         token, (output, journaled) = self._publication.token, _files(journal)
 
         def errors() -> Iterator[bytes]:
             yield from journaled()
-            for request in unanswered():
-                yield records.unanswered(token, request, records.code_of(error.reason), str(error))
+            for line in unanswered():
+                if isinstance(line, Request):
+                    yield records.unanswered(token, line, records.code_of(error.reason), str(error))
+                else:
+                    yield records.invalid(token, line)
 
-        if isinstance(error, EngineNotReady | EngineFailed):
-            self._progress.failed += sum(1 for _ in unanswered())
+        self._progress.failed += sum(1 for _ in unanswered())
         outcome = self._outcome(error.reason, str(error))
         return await self._publication.give_up(outcome, output, errors, journal.path)
 

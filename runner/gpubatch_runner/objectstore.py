@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from gpubatch_runner.contract import Storage
 from gpubatch_runner.failures import AccessDenied, InputNotFound, OutputNotWritable, RunnerError
 from gpubatch_runner.locations import Location
 
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
 
 def open_bucket(location: Location, storage: Storage) -> S3Store:
     """A client of the location's bucket; credentials and anything that `storage` leaves open come from `AWS_*`."""
-    plain_http = (storage.endpoint or "").startswith("http://")
+    endpoints = storage.endpoint, *(os.environ.get(name) for name in ENDPOINT_VARIABLES)
+    plain_http = any(endpoint.startswith("http://") for endpoint in endpoints if endpoint)
     settings: dict[str, str] = {}
     if storage.endpoint:
         settings["endpoint"] = storage.endpoint

@@ -77,13 +77,18 @@ class Publication:
         """Tries both locations with a probe beside them, and takes it away again.
 
         Raises:
-            AccessDenied, OutputNotWritable: One cannot be written, read back and cleaned up.
+            AccessDenied, OutputNotWritable: One cannot be written, read back and cleaned up, or lets two create a file.
         """
         for location in (self._output, self._errors):
             probe, store = location.beside(f".{self.token}-a{self._spec.attempt}.probe"), self._of(location)
-            await store.write(probe, iter([b"gpubatch\n"]))
+            await store.delete(probe)
+            if not await store.create(probe, b"gpubatch\n") or await store.create(probe, b"gpubatch\n"):
+                raise OutputNotWritable(
+                    f"{location.field} {location.shown}: this storage lets two writers create the same file (it "
+                    "ignores If-None-Match), so an old attempt could overwrite a result; use one with conditional writes"
+                )
             if not await store.exists(probe):
-                raise OutputNotWritable(f"{location.field} {location.shown}: what was written could not be read back")
+                raise OutputNotWritable(f"{location.field} {location.shown}: what was written cannot be read back")
             await store.delete(probe)
 
     async def finished(self) -> Outcome | None:
@@ -118,7 +123,7 @@ class Publication:
         if concluded := await _patiently(self.finished):
             return concluded
         outcome = self._with_files(outcome, self._output, self._errors)
-        await self._write_checkpoint(journal)
+        await self.write_checkpoint(journal)
         await self._stage(outcome, output, errors)
         if concluded := await _patiently(self.finished):
             return concluded
@@ -131,11 +136,15 @@ class Publication:
             return concluded
         partial = [location.beside(".partial") for location in (self._output, self._errors)]
         outcome = self._with_files(outcome, *partial)
-        await self._write_checkpoint(journal)
+        await self.write_checkpoint(journal)
         await self._of(partial[0]).write(partial[0], _chunks(output()))
         if outcome.failed:
             await self._of(partial[1]).write(partial[1], _chunks(errors()))
         return outcome
+
+    async def write_checkpoint(self, journal: Path) -> None:
+        """Saves the journal beside the output, for an attempt in another pod."""
+        await _patiently(lambda: self._of(self._checkpoint).write(self._checkpoint, _file_chunks(journal)))
 
     async def restore(self, journal: Path, header: Header) -> bool:
         """Takes over an earlier attempt's checkpoint as this attempt's journal, if it is of the same run and input."""
@@ -193,9 +202,6 @@ class Publication:
                 await self._of(location).delete(location)
             except (AccessDenied, OutputNotWritable) as error:
                 log.warning("left behind", extra={"url": location.url, "problem": str(error)})
-
-    async def _write_checkpoint(self, journal: Path) -> None:
-        await _patiently(lambda: self._of(self._checkpoint).write(self._checkpoint, _file_chunks(journal)))
 
 
 async def _patiently(action: Callable[[], Awaitable[T]]) -> T:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
 
 from gpubatch_runner import records, sources
 from gpubatch_runner.contract import LineError, Outcome, RunSpec, Stage, Usage
@@ -39,6 +41,10 @@ STOP_SECONDS = 5.0
 
 SAVE_SECONDS = 5
 
+CHECKPOINT_SECONDS = 300.0
+CHECKPOINT_SHARE = 20
+"""A checkpoint is a whole copy: the pause after it is at least so many times the seconds that it took."""
+
 
 async def run(spec: RunSpec, environment: Environment, stop: asyncio.Event) -> Outcome:
     """Runs one attempt to its outcome.
@@ -61,7 +67,7 @@ async def run(spec: RunSpec, environment: Environment, stop: asyncio.Event) -> O
             return Outcome(succeeded=False, reason=error.reason, message=str(error))
         progress.adopt(workdir.state.seconds)
         attempt = Attempt(spec, environment, locations, publication, workdir, progress, stop)
-        async with _ticking(progress, workdir):
+        async with _background(_tick(progress, workdir)):
             outcome = await attempt.run()
         progress.enter(Stage.DONE)
         return outcome
@@ -100,7 +106,7 @@ class Attempt:
             problem = error
         self._progress.enter(Stage.UPLOADING)
         try:
-            return await Ending(self._publication, self._progress).of(problem, self._journal, self._todo)
+            return await Ending(self._publication, self._progress).of(problem, self._journal, self._without_result)
         finally:
             if self._journal is not None:
                 self._journal.close()
@@ -111,7 +117,7 @@ class Attempt:
             supervisor.start()
             try:
                 self._journal = await unless(self._stop, self._prepare())
-                async with _synced(self._journal):
+                async with _background(self._journal.keep_synced()), _background(self._keep_checkpoint(self._journal)):
                     await self._dispatch(client, supervisor)
             finally:
                 await supervisor.stop()
@@ -169,6 +175,7 @@ class Attempt:
         )
         self._progress.metrics.in_flight.set_function(lambda: dispatcher.in_flight)
         await unless(self._stop, supervisor.up())
+        self._progress.enter(Stage.PROCESSING)
         sending = asyncio.create_task(dispatcher.run(_chain(first, todo)))
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -186,13 +193,32 @@ class Attempt:
         if next(self._todo(), None) is not None:
             raise interrupted()
 
+    def _without_result(self) -> Iterator[Request | LineError]:
+        """The lines without a result, in the order of the input."""
+        assert self._journal is not None
+        return (judged for judged in self._judged() if judged.line not in self._journal.done)
+
+    async def _keep_checkpoint(self, journal: Journal) -> None:
+        """Saves the journal to the output's location from time to time: the node may be lost with it."""
+        pause, saved = CHECKPOINT_SECONDS, 0
+        while True:
+            await asyncio.sleep(pause)
+            done = journal.completed + journal.failed
+            if done == saved:
+                continue
+            begin = time.monotonic()
+            try:
+                await self._publication.write_checkpoint(journal.path)
+            except RunnerError as error:
+                log.warning("checkpoint not written", extra={"problem": str(error)})
+                continue
+            saved, pause = done, max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (time.monotonic() - begin))
+
     def _todo(self) -> Iterator[Request]:
-        """The requests without a result, in the order of the input; invalid lines get theirs on the way."""
+        """The requests without a result; invalid lines get theirs on the way."""
         journal = self._journal
         assert journal is not None
-        for judged in self._judged():
-            if judged.line in journal.done:
-                continue
+        for judged in self._without_result():
             if isinstance(judged, Request):
                 yield judged
             else:
@@ -231,7 +257,8 @@ class Attempt:
         metrics.engine_up.set(up)
         if not up and self._workdir.state.engine_answered:
             metrics.engine_deaths.inc()
-        self._progress.enter(Stage.PROCESSING if up else Stage.LOADING_MODEL, message)
+        processing = up and self._journal is not None
+        self._progress.enter(Stage.PROCESSING if processing else Stage.LOADING_MODEL, message)
 
 
 def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
@@ -240,9 +267,9 @@ def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
 
 
 @contextlib.asynccontextmanager
-async def _synced(journal: Journal) -> AsyncIterator[None]:
-    """Forces the journal to the disk in the background."""
-    task = asyncio.create_task(journal.keep_synced())
+async def _background(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Does something endless until the block ends."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
@@ -250,22 +277,10 @@ async def _synced(journal: Journal) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-@contextlib.asynccontextmanager
-async def _ticking(progress: RunProgress, workdir: Workdir) -> AsyncIterator[None]:
+async def _tick(progress: RunProgress, workdir: Workdir) -> None:
     """Keeps the rate current, and the times on disk."""
-
-    async def tick() -> None:
-        seconds = 0
-        while True:
-            await asyncio.sleep(1)
-            progress.tick()
-            seconds += 1
-            if seconds % SAVE_SECONDS == 0:
-                workdir.save()
-
-    task = asyncio.create_task(tick())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    for second in itertools.count(1):
+        await asyncio.sleep(1)
+        progress.tick()
+        if second % SAVE_SECONDS == 0:
+            workdir.save()

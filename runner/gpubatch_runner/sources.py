@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import obstore
+from yarl import URL
 
 from gpubatch_runner.contract import Storage
 from gpubatch_runner.environment import Environment
@@ -61,13 +62,14 @@ async def _file(location: Location, environment: Environment) -> AsyncIterator[b
 
 async def _http(location: Location) -> AsyncIterator[bytes]:
     offset, cuts, validator = 0, 0, ""
+    url = URL(location.url, encoded=True)  # a signature covers the URL as it is written
     async with aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, auto_decompress=False) as session:
         while True:
             headers = {"Accept-Encoding": "identity"}
             if offset:
                 headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
             try:
-                async with session.get(location.url, headers=headers) as response:
+                async with session.get(url, headers=headers) as response:
                     _check(location, response, offset)
                     validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
                     async for chunk in response.content.iter_chunked(CHUNK):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import glob
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
@@ -169,7 +170,7 @@ class ClaimStore(Store):
 
     async def delete(self, location: Location) -> None:
         with _file_errors_told(location):
-            await asyncio.to_thread(self._file(location).unlink, missing_ok=True)
+            await asyncio.to_thread(_delete_file, self._file(location))
 
     def _file(self, location: Location) -> Path:
         return location.file(self._environment)
@@ -184,7 +185,7 @@ async def _chain(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             for chunk in chunks:
@@ -198,7 +199,7 @@ def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
 
 def _create_file(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -210,6 +211,17 @@ def _create_file(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def _delete_file(path: Path) -> None:
+    """Deletes a file and what writers of it left that were killed."""
+    path.unlink(missing_ok=True)
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         partial.unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from gpubatch_runner import dispatch, supervisor
+from gpubatch_runner import run as run_module
 from gpubatch_runner.contract import Outcome, Reason, RunSpec
 from gpubatch_runner.run import run
 from unit.runner.fake_engine import FakeEngine
@@ -24,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def finish(job: Job, spec: RunSpec) -> Outcome:
-    return await asyncio.wait_for(run(spec, job.environment, asyncio.Event()), 20)
+    return await asyncio.wait_for(run(spec, job.environment, asyncio.Event()), 60)
 
 
 async def test_each_request_is_answered_once_in_the_format_of_openai_batches(job: Job) -> None:
@@ -345,6 +346,25 @@ async def test_sigterm_leaves_partial_results_and_the_next_attempt_goes_on_from_
     assert not [path for path in job.claim.iterdir() if path.name.endswith((".checkpoint", ".staged"))]
 
 
+async def test_after_the_loss_of_a_pod_the_next_attempt_goes_on_from_the_last_checkpoint(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr(run_module, "CHECKPOINT_SHARE", 0)
+    job.write([request(n) for n in range(30)])
+    async with FakeEngine(delay=0.02) as engine:
+        spec = job.spec(engine_url=engine.url, max_concurrent_requests=1)
+        lost = asyncio.create_task(run(spec, job.environment, asyncio.Event()))
+        await engine.has_seen(15)
+        lost.cancel()
+        await asyncio.gather(lost, return_exceptions=True)
+        job.attempt = 2
+        outcome = await finish(job, job.spec(engine_url=engine.url))
+    assert outcome.completed == 30
+    assert sum(engine.seen.values()) < 30 + 10
+    assert ids(job.output) == sorted(f"r{n}" for n in range(30))
+
+
 async def test_a_checkpoint_of_another_input_is_not_used(job: Job) -> None:
     job.write([request(n) for n in range(30)])
     stop = asyncio.Event()
@@ -367,7 +387,7 @@ async def test_sigterm_while_the_engine_loads_ends_the_attempt_at_once(job: Job)
     running = asyncio.create_task(run(job.spec(engine_url="http://127.0.0.1:1"), job.environment, stop))
     await asyncio.sleep(0.1)
     stop.set()
-    outcome = await asyncio.wait_for(running, 2)
+    outcome = await asyncio.wait_for(running, 5)
     assert outcome.reason is Reason.INTERRUPTED
     assert outcome.output is None
 
