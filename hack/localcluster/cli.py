@@ -22,12 +22,12 @@ def up(cluster: Cluster, count: int) -> None:
     with lock(cluster.lock):
         if kind.is_used():
             kind.up(cluster)
+            names = [name for name in sorted(kube.nodes(cluster)) if not name.endswith("control-plane")]
         else:
             _up_local(cluster, count)
-        if names := sorted(kube.nodes(cluster)):
-            names = [name for name in names if not name.endswith("control-plane")]
+            names = [member.name for member in cluster.nodes(count)]
+        if names:
             kube.advertise_gpus(cluster, names)
-        if count:
             tools.path("helm")
     say(f"==> {cluster.name} is up: {', '.join(names) or 'no nodes'} ({time.monotonic() - start:.1f} s)")
     print(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
