@@ -150,7 +150,7 @@ def _validating(job: Job, status: JSON, pods: Sequence[Pod], now: float, limits:
         return Step(_inspected(job, status, verdict, now))
     if pod is None:
         return Step(status, (Inspect(),))
-    if pod.phase == "Failed" and not pod.deleting:  # evicted, most likely: a fresh one will do
+    if pod.finished and not pod.deleting:  # without a verdict: evicted, most likely; a fresh one will do
         return Step(status, (Remove(pod),))
     if trouble := trouble_of(pod, now, limits):
         if trouble.final_at <= now:
@@ -376,7 +376,8 @@ def _document(pod: Pod) -> JSON | None:
         document = json.loads(pod.terminated_message)
     except ValueError:
         return None  # not ours: an OCI error, or the tail of a log
-    return document if isinstance(document, dict) and ("succeeded" in document or "valid" in document) else None
+    verdict = "valid" if pod.kind == "inspect" else "succeeded"
+    return document if isinstance(document, dict) and verdict in document else None
 
 
 def _attempt_json(a: Attempt, ended: float | None = None) -> JSON:
