@@ -96,37 +96,63 @@ class Estimate:
     completion: float
 
 
+@dataclass(slots=True)
+class _Lanes:
+    """When a node's slots, and its GPUs of one resource, will be free; both sorted, the earliest first."""
+
+    slots: list[float]
+    gpus: dict[str, list[float]]
+
+    def start(self, shape: Shape) -> float:
+        """When a job of this shape could start here."""
+        if len(self.slots) == 1:
+            return self.slots[0]
+        return max(self.slots[0], self.gpus[shape.resource][shape.gpus - 1])
+
+    def take(self, shape: Shape, until: float) -> None:
+        """Give it the slot and the GPUs that are free first."""
+        self.slots[0] = max(self.slots[0], until)
+        if len(self.slots) > 1:  # the GPUs of a single slot are as free as the slot
+            self.slots.sort()
+            gpus = self.gpus.get(shape.resource, [])
+            for i in range(min(shape.gpus, len(gpus))):
+                gpus[i] = max(gpus[i], until)
+            gpus.sort()
+
+
 def replay(
     queue: Sequence[Job], active: Iterable[Job], nodes: Sequence[Node], durations: Durations, now: float
 ) -> Mapping[str, Estimate]:
     """Estimates by uid for all active jobs and for each waiting one that fits some node.
 
-    List scheduling over the slots in the queue's order: O(n log slots) for each shape in use. Free times only grow,
-    so a stale entry of a heap is found when it comes up, and put back with its true time.
+    List scheduling over the nodes' slots and GPUs in the queue's order: O(n log nodes) for each shape in use. Free
+    times only grow, so a stale entry of a heap is found when it comes up, and put back with its true time.
     """
-    free: dict[tuple[str, int], float] = {(n.name, i): now for n in nodes for i in range(n.slots)}
+    lanes = {
+        n.name: _Lanes([now] * n.slots, {r: [now] * c for r, c in n.capacity.items()} if n.slots > 1 else {})
+        for n in nodes
+    }
     out: dict[str, Estimate] = {}
     for job in active:
         if job.attempt:
             end = now + durations.remaining(job, now)
             out[job.uid] = Estimate(job.attempt.started, end)
-            place = (job.attempt.node, job.attempt.slot)
-            free[place] = max(free.get(place, now), end)
-    by_name = {n.name: n for n in nodes}
-    heaps: dict[Shape, list[tuple[float, tuple[str, int]]]] = {}
+            if lane := lanes.get(job.attempt.node):
+                lane.take(job.shape, end)
+    heaps: dict[Shape, list[tuple[float, str]]] = {}
     for job in queue:
-        heap = heaps.get(job.shape)
+        shape = job.shape
+        heap = heaps.get(shape)
         if heap is None:
-            fits = {name: misfit(job.shape, n) is None for name, n in by_name.items()}
-            heap = heaps[job.shape] = [(t, p) for p, t in free.items() if fits.get(p[0])]
+            heap = heaps[shape] = [(lanes[n.name].start(shape), n.name) for n in nodes if misfit(shape, n) is None]
             heapq.heapify(heap)
-        while heap and heap[0][0] != free[heap[0][1]]:
-            heapq.heapreplace(heap, (free[heap[0][1]], heap[0][1]))
+        while heap and heap[0][0] != (true := lanes[heap[0][1]].start(shape)):
+            heapq.heapreplace(heap, (true, heap[0][1]))
         if not heap:
             continue
-        start, place = heap[0]
+        start, name = heap[0]
         end = start + durations.duration(job)
-        free[place] = end
-        heapq.heapreplace(heap, (end, place))
+        lanes[name].take(shape, end)
+        heapq.heapreplace(heap, (lanes[name].start(shape), name))
         out[job.uid] = Estimate(start, end)
     return out
