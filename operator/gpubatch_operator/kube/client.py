@@ -38,10 +38,11 @@ class Client:
     async def connect(cls) -> Client:
         """In a pod by its service account, else by kubeconfig."""
         configuration = k8s.Configuration()
-        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+        kubeconfig = os.environ.get("KUBECONFIG")
+        if "KUBERNETES_SERVICE_HOST" in os.environ and kubeconfig is None:
             config.load_incluster_config(client_configuration=configuration)
         else:
-            await config.load_kube_config(client_configuration=configuration)
+            await config.load_kube_config(kubeconfig, client_configuration=configuration)
         configuration.connection_pool_maxsize = 64
         return cls(k8s.ApiClient(configuration))
 

@@ -1,0 +1,113 @@
+"""A real API server, scheduler and controller manager, and nodes that are nothing but objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.api import Api, eventually
+from support.process import OperatorProcess
+
+from gpubatch_operator.kube.client import ApiError, Client
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "hack" / "cluster"
+PRIORITY_CLASS = {
+    "apiVersion": "scheduling.k8s.io/v1",
+    "kind": "PriorityClass",
+    "metadata": {"name": "gpubatch-runner"},
+    "value": 0,
+    "preemptionPolicy": "Never",
+}
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Iterator[Path]:
+    """A control plane of the tests' own, beside any other cluster of this machine."""
+    env = {**os.environ, "GPUBATCH_CLUSTER_ID": os.environ.get("GPUBATCH_TEST_CLUSTER_ID", "8")}
+    subprocess.run([CLUSTER, "down"], env=env, check=True)
+    subprocess.run([CLUSTER, "up", "--nodes", "0"], env=env, check=True, stdout=subprocess.DEVNULL)
+    path = subprocess.check_output([CLUSTER, "kubeconfig"], env=env, text=True).strip()
+    kubectl = subprocess.check_output([CLUSTER, "tool", "kubectl"], env=env, text=True).strip()
+    for manifest in ((ROOT / "crds" / "gpubatchjobs.yaml").read_text(), json.dumps(PRIORITY_CLASS)):
+        subprocess.run([kubectl, "--kubeconfig", path, "apply", "-f", "-"], input=manifest, text=True, check=True)
+    wait = ["wait", "--for=condition=Established", "crd/gpubatchjobs.gpubatch.dev", "--timeout=60s"]
+    subprocess.run([kubectl, "--kubeconfig", path, *wait], check=True)
+    yield Path(path)
+    subprocess.run([CLUSTER, "down"], env=env, check=True)
+
+
+@pytest.fixture
+async def api(
+    kubeconfig: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
+    """A namespace of the test's own."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    client = await Client.connect()
+    name = f"test-{abs(hash(request.node.nodeid)) % 10**10}"
+    await client.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+
+    async def ready() -> bool:
+        try:
+            await client.get(account)
+        except ApiError:
+            return False
+        return True
+
+    await eventually("the namespace's service account", ready)
+    api = Api(client, name)
+    yield api
+    await client.request("DELETE", api.jobs_path)  # before the namespace, whose controller takes its time
+    # No kubelet ends pods here.
+    items, _ = await client.list(f"/api/v1/namespaces/{name}/pods")
+    for pod in items:
+        path = f"/api/v1/namespaces/{name}/pods/{pod['metadata']['name']}"
+        await client.patch(path, {"metadata": {"finalizers": None}})
+        await client.request("DELETE", path, {"gracePeriodSeconds": 0})
+    await client.request("DELETE", f"/api/v1/namespaces/{name}")
+    await client.close()
+
+
+AddNode = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def add_node(api: Api) -> AsyncIterator[AddNode]:
+    """Makes nodes that are Ready and stay so for as long as a test lasts."""
+    made: list[str] = []
+
+    async def add(gpus: int = 1, labels: dict[str, str] | None = None, **spec: Any) -> str:
+        name = f"{api.namespace}-{len(made)}"
+        made.append(name)
+        labels = {"kubernetes.io/hostname": name, **(labels or {})}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": spec}
+        await api.client.create("/api/v1/nodes", node)
+        room = {"cpu": "64", "memory": "256Gi", "pods": "110", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
+        body = {"status": {"capacity": room, "allocatable": room, "conditions": [ready]}}
+        await api.client.patch(f"/api/v1/nodes/{name}/status", body)
+        # The controller manager taints new nodes until it has seen that they are Ready.
+        await eventually(f"{name} to be schedulable", lambda: _untainted(api, name))
+        return name
+
+    yield add
+    for name in made:
+        await api.client.request("DELETE", f"/api/v1/nodes/{name}")
+
+
+async def _untainted(api: Api, name: str) -> bool:
+    taints = (await api.client.get(f"/api/v1/nodes/{name}"))["spec"].get("taints") or []
+    return not any(t["key"] == "node.kubernetes.io/not-ready" for t in taints)
+
+
+@pytest.fixture
+def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """An operator that runs for as long as the test."""
+    with OperatorProcess(kubeconfig, tmp_path / "operator.log") as process:
+        yield process

@@ -1,0 +1,83 @@
+"""The CRD on a real API server: what is refused, with which sentence, and what may be edited when."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from support.api import JSON, Api, inference_job, template_job
+
+from gpubatch_operator.kube.client import ApiError
+
+
+def with_value(job: JSON, path: str, value: Any) -> JSON:
+    """A copy of the job with one field set."""
+    job = copy.deepcopy(job)
+    *parents, last = path.split(".")
+    at: Any = job
+    for key in parents:
+        at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
+    at[last] = value
+    return job
+
+
+REFUSED = [
+    ("spec.gpus", 0, "spec.gpus"),
+    ("spec.priority", 1001, "spec.priority"),
+    ("spec.priority", "high", "spec.priority"),
+    ("spec.gpuResource", "not a name", "spec.gpuResource"),
+    ("spec.estimatedDurationSeconds", -1, "spec.estimatedDurationSeconds"),
+    ("spec.template", {"spec": {"containers": [{"name": "c"}]}}, "set exactly one of inference and template"),
+    ("spec.inference.model", "", "spec.inference.model"),
+    ("spec.inference.input.url", "ftp://host/file", "input.url must be s3://"),
+    ("spec.inference.output.url", "https://host/file", "url must be s3://BUCKET/KEY or pvc://CLAIM/PATH"),
+    ("spec.inference.requestTimeoutSeconds", 0, "spec.inference.requestTimeoutSeconds"),
+    ("spec.inference.invalidRequests", "Ignore", "spec.inference.invalidRequests"),
+    ("spec.inference.maxConcurrentRequests", 0, "spec.inference.maxConcurrentRequests"),
+    ("spec.inference.storage.endpoint", "example.com", "spec.inference.storage.endpoint"),
+    ("spec.inference.engine.volumes", [{"name": "gpubatch-tmp", "emptyDir": {}}], "are reserved"),
+    ("spec.webhooks", [{"url": "gopher://x"}], "spec.webhooks[0].url"),
+    ("spec.webhooks", [{"url": "https://x", "events": ["progress"]}], "spec.webhooks[0].events[0]"),
+    ("spec.nodeSelector", {str(i): "x" for i in range(33)}, "spec.nodeSelector"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), REFUSED, ids=[f"{p}={str(v)[:30]}" for p, v, _ in REFUSED])
+async def test_a_bad_manifest_is_refused_with_a_sentence_that_names_the_field(
+    api: Api, path: str, value: Any, said: str
+) -> None:
+    with pytest.raises(ApiError) as refusal:
+        await api.create(with_value(inference_job("bad"), path, value))
+    assert refusal.value.status == 422
+    assert said in refusal.value.message
+
+
+@pytest.mark.parametrize("field", ["nodeName", "schedulerName", "priorityClassName", "restartPolicy"])
+async def test_a_template_may_not_set_what_the_operator_sets(api: Api, field: str) -> None:
+    with pytest.raises(ApiError, match=f"{field} is set by the operator; remove it from the template"):
+        await api.create(with_value(template_job("bad"), f"spec.template.spec.{field}", "x"))
+
+
+async def test_defaults_are_filled_in(api: Api) -> None:
+    job = await api.create(inference_job("job"))
+    assert job["spec"]["priority"] == 0
+    assert job["spec"]["gpus"] == 1
+    assert job["spec"]["gpuResource"] == "nvidia.com/gpu"
+    assert job["spec"]["inference"]["invalidRequests"] == "Skip"
+
+
+async def test_the_work_of_a_job_cannot_be_changed(api: Api) -> None:
+    await api.create(inference_job("job"))
+    with pytest.raises(ApiError, match="inference can't be changed; delete the job and create a new one"):
+        await api.client.patch(f"{api.jobs_path}/job", {"spec": {"inference": {"model": "other"}}})
+
+
+async def test_placement_can_be_changed_until_the_job_is_admitted(api: Api) -> None:
+    await api.create(template_job("job"))
+    path = f"{api.jobs_path}/job"
+    await api.client.patch(path, {"spec": {"gpus": 2}})
+    await api.client.patch(f"{path}/status", {"status": {"phase": "Running"}})
+    with pytest.raises(ApiError, match=r"spec.gpus can't be changed once the job has been admitted"):
+        await api.client.patch(path, {"spec": {"gpus": 1}})
+    await api.client.patch(path, {"spec": {"priority": 5}})
