@@ -35,7 +35,7 @@ def down(cluster: Cluster) -> None:
 
 def inside(container: str, argv: Sequence[str]) -> list[str]:
     """The command line that runs `argv` on a node, which is a container."""
-    return ["docker", "exec", "-it", container, *argv]
+    return ["docker", "exec", "-i", container, *argv]
 
 
 def load(cluster: Cluster, references: Sequence[str]) -> None:

