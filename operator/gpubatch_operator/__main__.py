@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from typing import Any
 
 import kopf
 import prometheus_client
@@ -21,6 +22,9 @@ from gpubatch_operator.kube.store import Store
 from gpubatch_operator.notify.notifier import Notifier
 from gpubatch_operator.publisher import Publisher
 from gpubatch_operator.reconciler import Reconciler
+
+# Kopf would else ask for the user's name, and the user 65532 of a container has none.
+IDENTITY: Any = "gpubatch-operator"
 
 log = logging.getLogger("gpubatch_operator")
 
@@ -39,6 +43,7 @@ async def serve(settings: config.Settings) -> None:
                 registry=watch.registry(store),
                 settings=watch.kopf_settings(),
                 clusterwide=True,
+                identity=IDENTITY,
                 liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
             ),
             "sync": watch.keep_synced(client, store, settings.resync_seconds),

@@ -38,7 +38,8 @@ class Publisher:
         """Publish for ever: after each round, and every few seconds since estimates age."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reconciler.planned.wait(), 5.0)
+                async with asyncio.timeout(5.0):
+                    await self._reconciler.planned.wait()
             self._reconciler.planned.clear()
             try:
                 await self.once(time.time())

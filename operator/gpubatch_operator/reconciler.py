@@ -96,7 +96,8 @@ class Reconciler:
         """Rounds, for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._store.changed.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):  # wait_for may swallow a cancellation
+                    await self._store.changed.wait()
             self._store.changed.clear()
             await self.round()
             self.planned.set()
