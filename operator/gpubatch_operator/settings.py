@@ -6,10 +6,11 @@ values of the same names in camelCase under `settings`.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class SettingsError(Exception):
@@ -59,6 +60,14 @@ class Settings(BaseModel):
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz; 0 serves none.")
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        """At the start and with the variable's name, rather than when the first webhook is due."""
+        for part in filter(None, map(str.strip, text.split(","))):
+            ipaddress.ip_network(part)
+        return text
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
