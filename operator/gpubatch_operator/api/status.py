@@ -14,6 +14,7 @@ from gpubatch_operator.core.phases import Phase
 
 MAX_ATTEMPTS = 10
 MAX_DELIVERIES = 32
+MAX_URL = 2048 + 64  # the longest of spec, with a suffix of ours
 
 Message = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -100,8 +101,8 @@ class Timings(ApiModel):
 class Results(ApiModel):
     """What came out, and where it is."""
 
-    output: Annotated[str, Field(max_length=2048)] | None = None
-    errors: Annotated[str, Field(max_length=2048)] | None = None
+    output: Annotated[str, Field(max_length=MAX_URL)] | None = None
+    errors: Annotated[str, Field(max_length=MAX_URL)] | None = None
     total: int | None = None
     completed: int | None = None
     failed: int | None = None
