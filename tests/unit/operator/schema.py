@@ -25,6 +25,10 @@ def violations(value: Any, schema: dict[str, Any], path: str) -> list[str]:
             out.append(f"{path}: length {len(value)}")
         if "pattern" in schema and not re.search(schema["pattern"], value):
             out.append(f"{path}: {value!r} doesn't match {schema['pattern']}")
+        for rule in schema.get("x-kubernetes-validations", []):  # of CEL only this much
+            matches = re.fullmatch(r"self\.matches\('(.*)'\)", rule["rule"])
+            if matches and not re.search(matches[1], value):
+                out.append(f"{path}: {rule['message']}")
     if isinstance(value, list):
         if len(value) > schema.get("maxItems", 10**9):
             out.append(f"{path}: {len(value)} items")
