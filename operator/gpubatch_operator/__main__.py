@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -75,6 +76,7 @@ def setup_logs(form: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # the kubelet's probes
 
 
 def main() -> None:
@@ -86,6 +88,7 @@ def main() -> None:
     setup_logs(settings.log_format)
     if settings.metrics_port:
         prometheus_client.start_http_server(settings.metrics_port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until kopf has handlers of its own
     try:
         asyncio.run(serve(settings))
     except Exception:

@@ -199,7 +199,12 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
         "image": settings.runner_image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": [mode],
-        "env": [{"name": contract.SPEC_ENV, "value": run.to_json()}, {"name": "HOME", "value": contract.JOURNAL_DIR}],
+        "env": [
+            {"name": contract.SPEC_ENV, "value": run.to_json()},
+            # The only place that it can write to.
+            {"name": "HOME", "value": contract.JOURNAL_DIR},
+            {"name": "TMPDIR", "value": contract.JOURNAL_DIR},
+        ],
         "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": LOCKED,
