@@ -237,7 +237,8 @@ def uninstall(kube: Kube, console: Console) -> None:
 
 def _is_crowded(jobs: Sequence[Job]) -> bool:
     """Whether two nodes run jobs while others, already inspected, wait."""
-    return sum(job.phase in ACTIVE for job in jobs) >= 2 and sum(job.phase == "Queued" for job in jobs) >= 2
+    waiting = [job for job in jobs if job.phase == "Queued" and job.status.get("inspection")]
+    return sum(job.phase in ACTIVE for job in jobs) >= 2 and len(waiting) >= 1
 
 
 def _flat(values: JSON, prefix: str = "") -> list[tuple[str, str]]:
