@@ -17,12 +17,10 @@ from urllib.parse import urlsplit, urlunsplit
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Addresses that carry an IPv4 address in disguise: NAT64 and 6to4.
-DISGUISES = (
-    ipaddress.ip_network("64:ff9b::/96"),
-    ipaddress.ip_network("64:ff9b:1::/48"),
-    ipaddress.ip_network("2002::/16"),
-)
+# All public IPv6 addresses are in here (RFC 4291); `is_global` also holds for the deprecated ::127.0.0.1 and fec0::1.
+UNICAST = ipaddress.ip_network("2000::/3")
+# Addresses that carry an IPv4 address in disguise: 6to4 (NAT64's aren't in UNICAST).
+DISGUISES = (ipaddress.ip_network("2002::/16"),)
 
 
 class RefusedError(Exception):
@@ -53,17 +51,23 @@ def allowed(address: Address, extra: Sequence[Network]) -> bool:
         address = address.ipv4_mapped
     if any(address in n for n in extra if n.version == address.version):
         return True
-    return address.is_global and not address.is_multicast and not any(address in n for n in DISGUISES)
+    if isinstance(address, ipaddress.IPv6Address) and (address not in UNICAST or any(address in n for n in DISGUISES)):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 async def resolve(url: str, extra: Sequence[Network]) -> Target:
     """The checked target of a URL.
 
     Raises:
-        RefusedError: The name doesn't resolve, or to an address that isn't allowed.
+        RefusedError: The URL can't be used, or its name doesn't resolve, or to an address that isn't allowed.
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as e:  # a port out of range, a label that is too long
+        raise RefusedError(f"{url} isn't a usable URL: {e}") from None
     try:
         infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as e:
@@ -77,5 +81,6 @@ async def resolve(url: str, extra: Sequence[Network]) -> Target:
             )
     address = addresses[0]
     netloc = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-    bare = parts.netloc.rpartition("@")[2]
-    return Target(urlunsplit(parts._replace(netloc=netloc)), bare, host)
+    bare = f"[{host}]" if ":" in host else host
+    named = f"{bare}:{parts.port}" if parts.port else bare
+    return Target(urlunsplit(parts._replace(netloc=netloc)), named, host)
