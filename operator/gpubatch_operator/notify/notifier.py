@@ -9,8 +9,10 @@ import asyncio
 import base64
 import copy
 import logging
+import math
 import random
 import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -83,10 +85,12 @@ class Notifier:
             result = {"lastStatusCode": response.status_code}
             if not ok:
                 result["lastError"] = f"the receiver answered {response.status_code}: {response.text[:200]}"
-                retry_after = _retry_after(response)
+                retry_after = _retry_after(response, time.time())
         except (UndeliverableError, dial.RefusedError) as e:
-            ok, result = False, {"lastError": str(e)}
-        except (httpx.HTTPError, OSError, TimeoutError, ApiError) as e:
+            ok, result = False, {"lastError": str(e)[:1024]}
+        except Exception as e:  # whatever it is, it counts as an attempt: else it would be made again for ever
+            if not isinstance(e, (httpx.HTTPError, OSError, TimeoutError, ApiError)):
+                log.exception("a delivery failed in an unexpected way: %s", delivery["id"])
             ok, result = False, {"lastError": f"{type(e).__name__}: {e}"[:1024]}
         DELIVERIES.labels("delivered" if ok else "failed").inc()
         try:
@@ -145,7 +149,8 @@ class Notifier:
             elif delivery["attempts"] >= self._settings.webhook_attempts:
                 delivery["state"] = "DeadLettered"
             else:
-                delivery["nextAttemptTime"] = iso(now + max(self._backoff(delivery["attempts"]), retry_after))
+                delay = max(self._backoff(delivery["attempts"]), retry_after)
+                delivery["nextAttemptTime"] = iso(math.ceil(now + delay))  # whole seconds, never earlier
             if await write_status(self._client, self._store, job, status):
                 self._tell(job, delivery)
                 return
@@ -163,6 +168,12 @@ class Notifier:
             self._events.record(job, "WebhookDeadLettered", f"{what}: {delivery.get('lastError')}", warning=True)
 
 
-def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("retry-after", "")
-    return min(float(value), MAX_RETRY_AFTER) if value.isdigit() else 0.0
+def _retry_after(response: httpx.Response, now: float) -> float:
+    """Seconds that the receiver asks for, as a number or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value), MAX_RETRY_AFTER)
+    try:
+        return max(0.0, min(parsedate_to_datetime(value).timestamp() - now, MAX_RETRY_AFTER))
+    except ValueError:
+        return 0.0
