@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from support.api import Api, eventually
 from support.process import OperatorProcess
 
-from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.client import MERGE_PATCH, ApiError, Client
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "hack" / "cluster"
@@ -43,9 +44,7 @@ def kubeconfig() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def api(
-    kubeconfig: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Api]:
+async def api(kubeconfig: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     """A namespace of the test's own."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     client = await Client.connect()
@@ -68,8 +67,9 @@ async def api(
     items, _ = await client.list(f"/api/v1/namespaces/{name}/pods")
     for pod in items:
         path = f"/api/v1/namespaces/{name}/pods/{pod['metadata']['name']}"
-        await client.patch(path, {"metadata": {"finalizers": None}})
-        await client.request("DELETE", path, {"gracePeriodSeconds": 0})
+        for method, body in (("PATCH", {"metadata": {"finalizers": None}}), ("DELETE", {"gracePeriodSeconds": 0})):
+            with contextlib.suppress(ApiError):  # gone with its last finalizer
+                await client.request(method, path, body, content_type=MERGE_PATCH)
     await client.request("DELETE", f"/api/v1/namespaces/{name}")
     await client.close()
 

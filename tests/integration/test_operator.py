@@ -183,8 +183,7 @@ async def test_the_scheduler_itself_refuses_a_second_pod_in_a_slot(
     node = await add_node(gpus=2)  # room enough for two: only the lock of the slot keeps them apart
     await api.create(template_job("job", **own(api, node)))
     pod = await api.bound("job")
-    twin = {k: pod[k] for k in ("apiVersion", "kind", "spec")}
-    twin["spec"].pop("nodeName")
+    twin = {"apiVersion": "v1", "kind": "Pod", "spec": {k: v for k, v in pod["spec"].items() if k != "nodeName"}}
     twin["metadata"] = {"name": "twin", "labels": {"gpubatch.dev/slot": pod["metadata"]["labels"]["gpubatch.dev/slot"]}}
     await api.client.create(api.pods_path, twin)
 
@@ -298,7 +297,9 @@ async def test_a_deleted_job_takes_its_pods_with_it_and_frees_the_slot(
 
     async def terminating() -> bool:
         try:
-            return "deletionTimestamp" in (await api.client.get(f"{api.pods_path}/{pod['metadata']['name']}"))["metadata"]
+            return (
+                "deletionTimestamp" in (await api.client.get(f"{api.pods_path}/{pod['metadata']['name']}"))["metadata"]
+            )
         except ApiError as e:
             return e.status == 404
 
@@ -323,7 +324,9 @@ async def test_an_image_that_cannot_be_pulled_is_shown_at_once_and_fails_the_job
         await eventually("the reason to be shown", shown)
 
         async def stopping() -> bool:
-            return "deletionTimestamp" in (await api.client.get(f"{api.pods_path}/{pod['metadata']['name']}"))["metadata"]
+            return (
+                "deletionTimestamp" in (await api.client.get(f"{api.pods_path}/{pod['metadata']['name']}"))["metadata"]
+            )
 
         await eventually("the pod to be stopped", stopping)
         await api.play_gone(pod)
@@ -383,7 +386,9 @@ async def metrics(api: Api) -> str:
 async def written(api: Api) -> int:
     """Writes to jobs, pods and Secrets that the API server has served, as it counts them itself."""
     text = await metrics(api)
-    writes = re.compile(r'apiserver_request_total\{.*resource="(gpubatchjobs|pods|secrets)".*verb="(POST|PATCH|PUT|DELETE)"')
+    writes = re.compile(
+        r'apiserver_request_total\{.*resource="(gpubatchjobs|pods|secrets)".*verb="(POST|PATCH|PUT|DELETE)"'
+    )
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines() if writes.match(line))
 
 

@@ -160,11 +160,12 @@ class Pod:
     engine_restarts: int
     engine_down: bool  # it has ended and isn't running again yet
     engine_end: tuple[str, str] | None  # reason and message of the engine's last end
+    killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
 
     @property
     def finished(self) -> bool:
         """Nothing of it runs any more, and nothing will."""
-        return self.gone or self.phase in ("Succeeded", "Failed")
+        return self.gone or self.killed or self.phase in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)

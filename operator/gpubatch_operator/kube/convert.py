@@ -125,6 +125,7 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         created=seconds(meta["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         deleting="deletionTimestamp" in meta,
+        killed=meta.get("deletionGracePeriodSeconds") == 0,
         gone=gone,
         has_finalizer=FINALIZER in (meta.get("finalizers") or []),
         ip=status.get("podIP"),
