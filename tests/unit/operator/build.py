@@ -93,6 +93,7 @@ def pod(**changes: Any) -> Pod:
         created=EPOCH,
         phase="Pending",
         deleting=False,
+        killed=False,
         gone=False,
         has_finalizer=False,
         ip=None,

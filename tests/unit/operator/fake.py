@@ -63,7 +63,8 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def finished(pod: JSON) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
+    killed = pod["metadata"].get("deletionGracePeriodSeconds") == 0
+    return killed or pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 class Cluster:
@@ -297,8 +298,12 @@ class Cluster:
         self.set_status(pod, phase, {"state": {"terminated": ended}}, **more)
 
     def vanish(self, pod: JSON) -> None:
-        """Deleted by force: no last words."""
-        self._drop("pods", pod["metadata"]["name"])
+        """Deleted by force: no last words, and only a finalizer may keep the object."""
+        if pod["metadata"].get("finalizers"):
+            pod["metadata"] |= {"deletionTimestamp": iso(self.clock.now), "deletionGracePeriodSeconds": 0}
+            self._put("pods", pod)
+        else:
+            self._drop("pods", pod["metadata"]["name"])
 
     # --- the watch
 

@@ -287,7 +287,10 @@ def test_a_template_succeeds_or_fails_with_its_pod():
     assert condition(failed, "Failed")["message"] == "container train exited with code 3"
 
 
-@pytest.mark.parametrize("how", [{"deleting": True}, {"disrupted": True}, {"deleting": True, "gone": True}])
+@pytest.mark.parametrize(
+    "how",
+    [{"deleting": True}, {"disrupted": True}, {"deleting": True, "gone": True}, {"deleting": True, "killed": True}],
+)
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_template_pod_ended_from_outside_is_lost_even_with_exit_code_0(how: JSON, phase: str):
     status = step(admitted(template_spec()), pod(phase=phase, **how)).status
@@ -304,6 +307,13 @@ def test_a_template_pods_finalizer_goes_only_when_its_outcome_is_recorded():
     assert (end.status["phase"], end.actions) == ("Succeeded", (Release(done),))
     assert step(a_job(end.status, spec), done).actions == (Release(done),), "until it is gone, after a crash as well"
     assert step(a_job(end.status, spec), replace(done, has_finalizer=False)).actions == ()
+
+
+def test_a_template_pod_deleted_by_force_is_lost_and_let_go():
+    """Nobody waits for its containers any more: only our finalizer holds the object, and its phase stays as it was."""
+    killed = pod(has_finalizer=True, node="node-a", phase="Running", deleting=True, killed=True)
+    end = step(admitted(template_spec()), killed)
+    assert (end.status["phase"], end.actions) == ("Queued", (Release(killed),))
 
 
 def test_the_pods_of_a_deleted_job_are_let_go():
@@ -344,6 +354,7 @@ pods_of_a_run = st.builds(
     node=st.sampled_from([None, "node-a"]),
     phase=st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
     deleting=st.booleans(),
+    killed=st.sampled_from([False, False, True]),
     gone=st.booleans(),
     has_finalizer=st.booleans(),
     started=st.booleans(),
