@@ -153,8 +153,8 @@ class Watcher:
 
     @property
     def finished(self) -> bool:
-        """Whether all have ended."""
-        return all(job.phase in FINISHED for job in self.jobs.values())
+        """Whether there are jobs, and all have ended."""
+        return bool(self.jobs) and all(job.phase in FINISHED for job in self.jobs.values())
 
     def overtakings(self) -> list[str]:
         """Pairs of jobs that waited at the same time and started in the wrong order."""
