@@ -9,28 +9,19 @@ SHELL := bash
 .PHONY: help check format generate constraints test test-unit test-integration test-e2e demo clean-cluster
 
 CACHE := $(or $(GPUBATCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpubatch)
-VENV := $(CACHE)/venv-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-12)
+VENV := $(CACHE)/venv-$(shell { python3 hack/requirements; cat constraints.txt; } | sha256sum | cut -c1-12)
 BIN := $(VENV)/bin
 export GPUBATCH_CACHE := $(CACHE)
 export PATH := $(BIN):$(PATH)
 
-define DEPENDENCIES
-import tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-extras = project["optional-dependencies"].values()
-print(*project["dependencies"], *(line for extra in extras for line in extra), sep="\n")
-endef
-export DEPENDENCIES
-
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-$(VENV)/ready: constraints.txt pyproject.toml
+$(VENV)/ready:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@echo "==> Installing the Python tools into $(VENV)"
 	@python3 -m venv $(VENV)
-	@# The dependencies and not the project itself: tests and tools import it from the checkout that they stand in.
-	@$(BIN)/python -c "$$DEPENDENCIES" > $(VENV)/requirements.txt
+	@$(BIN)/python hack/requirements > $(VENV)/requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
 
@@ -54,7 +45,7 @@ generate: $(VENV)/ready ## Make the generated files anew: CRD, chart
 
 constraints: ## Pin the newest versions of all Python packages
 	python3 -m venv $(CACHE)/venv-constraints
-	$(CACHE)/venv-constraints/bin/python -c "$$DEPENDENCIES" > $(CACHE)/requirements.txt
+	$(CACHE)/venv-constraints/bin/python hack/requirements > $(CACHE)/requirements.txt
 	$(CACHE)/venv-constraints/bin/pip install --quiet --upgrade -r $(CACHE)/requirements.txt hatchling
 	sed -i '/^[^#]/d' constraints.txt
 	$(CACHE)/venv-constraints/bin/pip freeze --exclude setuptools --exclude pip >> constraints.txt

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.api import Api, eventually
-from support.process import OperatorProcess
 
 from gpubatch_operator.kube.client import MERGE_PATCH, ApiError, Client
+from support.api import Api, eventually
+from support.process import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "hack" / "cluster"

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from support.api import JSON, Api, inference_job, template_job
 
 from gpubatch_operator.kube.client import ApiError
+from support.api import JSON, Api, inference_job, template_job
 
 
 def with_value(job: JSON, path: str, value: Any) -> JSON:

@@ -8,10 +8,9 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from gpubatch_operator.kube.client import ApiError
 from support.api import Api, eventually, inference_job, template_job
 from support.process import OperatorProcess
-
-from gpubatch_operator.kube.client import ApiError
 
 AddNode = Callable[..., Awaitable[str]]
 
