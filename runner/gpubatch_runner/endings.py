@@ -56,13 +56,15 @@ class Ending:
             return self._outcome(problem.reason, str(problem))
 
     async def _conclude(self, journal: Journal) -> Outcome:
-        outcome = self._outcome(None, "")
+        reason, message = None, ""
         if not journal.completed:
             first = next(journal.records(Destination.ERRORS), b"").decode()
+            reason = Reason.ALL_REQUESTS_FAILED
             message = f"All {journal.failed} requests failed; the first: {first[:1000]}"
-            outcome = self._outcome(Reason.ALL_REQUESTS_FAILED, message)
         output, errors = _files(journal)
-        return await self._publication.conclude(outcome, output, errors, journal.header.input_digest)
+        return await self._publication.conclude(
+            lambda: self._outcome(reason, message), output, errors, journal.header.input_digest
+        )
 
     async def _give_up(self, journal: Journal, error: RunnerError, unanswered: Unanswered) -> Outcome:
         """Each request without an answer gets an error record: in the error file, not in the journal."""

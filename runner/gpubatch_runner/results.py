@@ -85,7 +85,8 @@ class Publication:
             if not await store.create(probe, b"gpubatch\n") or await store.create(probe, b"gpubatch\n"):
                 raise OutputNotWritable(
                     f"{location.field} {location.shown}: this storage lets two writers create the same file (it "
-                    "ignores If-None-Match), so an old attempt could overwrite a result; use one with conditional writes"
+                    "ignores If-None-Match), so an old attempt could overwrite a result; use one that has "
+                    "conditional writes"
                 )
             if not await store.exists(probe):
                 raise OutputNotWritable(f"{location.field} {location.shown}: what was written cannot be read back")
@@ -101,10 +102,19 @@ class Publication:
         await self._clean_up()
         return manifest.outcome
 
-    async def conclude(self, outcome: Outcome, output: Records, errors: Records, digest: str | None) -> Outcome:
-        """Publishes the run's results and its outcome, unless another attempt has; returns the outcome that counts."""
-        outcome = self._with_files(outcome, self._output, self._errors)
-        staged = await self._stage(outcome, output, errors)
+    async def conclude(
+        self, report: Callable[[], Outcome], output: Records, errors: Records, digest: str | None
+    ) -> Outcome:
+        """Publishes the run's results and its outcome, unless another attempt has; returns the outcome that counts.
+
+        Args:
+            report: Gives the outcome of this attempt; its timings grow with the upload.
+            output: The records of the output file.
+            errors: The records of the error file.
+            digest: SHA-256 of the input.
+        """
+        staged = await self._stage(self._with_files(report(), self._output, self._errors), output, errors)
+        outcome = self._with_files(report(), self._output, self._errors)
         manifest = Manifest(
             run=self._spec.run,
             attempt=self._spec.attempt,

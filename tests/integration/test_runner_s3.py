@@ -179,7 +179,7 @@ async def test_of_two_attempts_that_race_one_publishes_and_both_report_it(s3: S3
     async def conclude(attempt: int) -> Outcome:
         mine = spec(s3, attempt=attempt)
         return await Publication(mine, of_job(mine), Environment()).conclude(
-            Outcome(succeeded=True, completed=1, failed=1, message=str(attempt)),
+            lambda: Outcome(succeeded=True, completed=1, failed=1, message=str(attempt)),
             lambda: iter([b"output %d" % attempt]),
             lambda: iter([b"errors %d" % attempt]),
             None,

@@ -30,7 +30,7 @@ def outcome(attempt: int, failed: int = 1) -> Outcome:
 async def conclude(job: Job, attempt: int, failed: int = 1) -> Outcome:
     output, errors = f"output {attempt}".encode(), f"errors {attempt}".encode()
     return await publication(job, attempt).conclude(
-        outcome(attempt, failed), lambda: iter([output]), lambda: iter([errors]), "digest"
+        lambda: outcome(attempt, failed), lambda: iter([output]), lambda: iter([errors]), "digest"
     )
 
 
@@ -135,5 +135,5 @@ async def test_a_reader_never_sees_half_an_output(job: Job) -> None:
             yield b"x" * 1000
             assert not job.output.exists()
 
-    await publication(job, 1).conclude(outcome(1, failed=0), slowly, lambda: iter([]), None)
+    await publication(job, 1).conclude(lambda: outcome(1, failed=0), slowly, lambda: iter([]), None)
     assert job.output.stat().st_size == 2000 * 1001

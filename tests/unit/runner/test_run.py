@@ -36,6 +36,8 @@ async def test_each_request_is_answered_once_in_the_format_of_openai_batches(job
     assert (outcome.total, outcome.completed, outcome.failed) == (50, 50, 0)
     assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (100, 150)
     assert (outcome.output, outcome.errors) == ("pvc://data/out.jsonl", None)
+    assert outcome.timings.processing > 0
+    assert outcome.timings.uploading > 0
     assert ids(job.output) == sorted(f"r{n}" for n in range(50))
     record = next(record for record in records(job.output) if record["custom_id"] == "r7")
     assert set(record) == {"id", "custom_id", "response", "error"}
