@@ -1,0 +1,161 @@
+"""The loop, step by step, against the cluster in a dict: who runs when, and what a lost answer does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from gpubatch_operator import reconciler as reconciler_module
+from gpubatch_operator.core import lifecycle
+from gpubatch_operator.kube.store import Store
+from gpubatch_operator.kube.watch import resync
+from gpubatch_operator.reconciler import Reconciler
+from gpubatch_operator.settings import Settings
+from unit.operator.build import template_spec
+from unit.operator.fake import Clock, Cluster, Recorder, finished
+
+JSON = dict[str, Any]
+
+
+class World:
+    """An operator and its cluster, without trouble unless it is asked for."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, nodes: int = 1) -> None:
+        self.clock, self.store, self.events = Clock(), Store(1), Recorder()
+        patch.setattr(reconciler_module, "time", self.clock)
+        self.cluster = Cluster(self.clock)
+        for i in range(nodes):
+            self.cluster.add_node(f"node-{i}")
+        self.reconciler = Reconciler(self.cluster, self.store, Settings(), self.events)  # type: ignore[arg-type]
+
+    async def round(self) -> None:
+        self.cluster.deliver(self.store)
+        await self.reconciler.round()
+        assert not self.cluster.broken
+
+    async def settle(self) -> None:
+        for _ in range(3):
+            await self.round()
+
+    def running(self) -> list[str]:
+        pods = [p for p in self.cluster.pods.values() if not finished(p)]
+        return [p["metadata"]["annotations"]["gpubatch.dev/job"] for p in pods]
+
+    def finish(self, code: int = 0) -> None:
+        for pod in [p for p in self.cluster.pods.values() if not finished(p)]:
+            self.cluster.bind(pod)
+            self.cluster.end(pod, code)
+
+    async def order(self) -> list[str]:
+        out: list[str] = []
+        for _ in range(len(self.cluster.jobs)):
+            await self.settle()
+            out += self.running()
+            self.finish()
+        await self.settle()
+        return out
+
+    def phases(self) -> dict[str, str]:
+        return {name: job["status"]["phase"] for name, job in self.cluster.jobs.items()}
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+async def test_five_jobs_of_one_second_run_one_after_another_in_the_order_of_their_creation(world: World):
+    names = ["eve", "adam", "zoe", "bob", "mia"]
+    for name in names:
+        world.cluster.apply(name, template_spec())
+    assert await world.order() == names
+    assert set(world.phases().values()) == {"Succeeded"}
+
+
+async def test_high_normal_low_run_in_that_order_whatever_the_order_of_creation(world: World):
+    for name, priority in [("low", -1), ("high", 1), ("normal", 0)]:
+        world.cluster.apply(name, template_spec(priority=priority))
+    assert await world.order() == ["high", "normal", "low"]
+
+
+async def test_a_failed_job_does_not_block_the_queue(world: World):
+    world.cluster.apply("bad", template_spec())
+    world.cluster.apply("good", template_spec())
+    await world.settle()
+    world.finish(code=1)
+    await world.settle()
+    assert (world.phases()["bad"], world.running()) == ("Failed", ["good"])
+
+
+async def test_the_end_of_a_pod_and_the_next_ones_start_are_one_round(world: World):
+    world.cluster.apply("first", template_spec())
+    world.cluster.apply("next", template_spec())
+    await world.settle()
+    world.finish()
+    await world.round()
+    assert world.running() == ["next"]
+
+
+async def test_a_pod_whose_creation_was_answered_by_silence_is_taken_for_ours(world: World):
+    world.cluster.apply("job", template_spec())
+    world.cluster.trouble = [None, None, "lost answer"]  # of being queued, admitted, and of the pod
+    await world.round()
+    assert len(world.cluster.pods) == 1
+    assert world.store.pods == {}
+    world.clock.now += 60
+    await world.reconciler.round()  # no event has come
+    assert list(world.store.pods) == ["pod-1"]
+    assert (len(world.cluster.pods), world.phases()["job"]) == (1, "Starting")
+
+
+async def test_somebody_elses_pod_of_that_name_is_never_taken_for_ours(world: World):
+    world.cluster.apply("job", template_spec())
+    world.cluster.trouble = [None, None, "refused"]
+    await world.round()  # admitted, and its pod isn't there yet
+    name = world.cluster.jobs["job"]["status"]["podName"]
+    world.cluster.pods[name] = {
+        "metadata": {"name": name, "uid": "x", "resourceVersion": "7"},
+        "spec": {},
+        "status": {},
+    }
+    world.clock.now += 60
+    await world.reconciler.round()
+    (failed,) = (c for c in world.cluster.jobs["job"]["status"]["conditions"] if c["type"] == "Failed")
+    assert (world.phases()["job"], failed["reason"]) == ("Failed", "PodRejected")
+
+
+async def test_who_fails_again_and_again_is_tried_later_and_later(world: World, monkeypatch: pytest.MonkeyPatch):
+    looked: list[float] = []
+
+    def broken(*_: Any) -> None:
+        looked.append(world.clock.now)
+        raise OSError("no route to host")
+
+    world.cluster.apply("job", template_spec())
+    monkeypatch.setattr(lifecycle, "advance", broken)
+    for _ in range(600):
+        world.clock.now += 0.1
+        await world.round()
+    gaps = [b - a for a, b in pairwise(looked)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 10
+
+
+async def test_a_phase_is_announced_once(world: World):
+    world.cluster.apply("job", template_spec())
+    await world.order()
+    await world.settle()
+    assert [note[1] for note in world.events.notes] == ["Queued", "Starting", "Succeeded"]
+
+
+async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
+    world.cluster.apply("job", template_spec())
+    await world.settle()
+    writes = world.cluster.writes
+    fresh = Store(1)
+    again = Reconciler(world.cluster, fresh, Settings(), world.events)  # type: ignore[arg-type]
+    await resync(world.cluster, fresh)  # type: ignore[arg-type]
+    await again.round()
+    assert world.cluster.writes == writes, "it does nothing twice"
