@@ -68,12 +68,13 @@ class Job:
         started = self.time("startTime") if self.phase in (*ACTIVE, *FINISHED) else None
         progress = self.status.get("progress") or {}
         stage = progress.get("stage", "") if self.phase in ACTIVE else ""
+        counted = progress.get("summary") if stage in ("", "Processing") else None
         return (
             self.name,
             self.phase,
             str(self.priority),
             "" if self.position is None else str(self.position),
-            progress.get("summary") or stage,
+            counted or stage,
             _clock(started) or _estimate(self.time("estimatedStartTime")),
             _clock(self.time("completionTime")) or _estimate(self.time("estimatedCompletionTime")),
             self.node,

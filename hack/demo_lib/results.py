@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 from obstore.store import S3Store
-from standardwebhooks import Webhook, WebhookVerificationError
+from standardwebhooks import Webhook
 
 from demo_lib import inputs
 from demo_lib.checks import Checks
@@ -138,32 +141,45 @@ def show_failures(console: Console, checks: Checks, jobs: Mapping[str, Job]) -> 
         ("training-crash", "", "FileNotFoundError"),
     ):
         condition = jobs[name].condition("Failed")
-        console.say(f"  {name}: {condition.get('reason')}: {condition.get('message')}")
+        message = condition.get("message", "").splitlines() or [""]
+        console.say(f"  {name}: {condition.get('reason')}: {message[0]}", *(f"    {line}" for line in message[1:]))
         told = reason in condition.get("reason", "") and text in condition.get("message", "")
         checks.that(f"{name} failed, and status says why ({text})", told, condition)
     missing = jobs["chat-missing-input"]
     checks.that("the missing input was reported without ever taking a GPU", not missing.status.get("attempts"))
 
 
-def show_webhooks(console: Console, checks: Checks, received: Sequence[JSON], secret: str) -> None:
-    """The webhooks as their receiver saw them, with their signatures."""
+def show_webhooks(console: Console, checks: Checks, received: Sequence[JSON]) -> None:
+    """The webhooks as their receiver saw them, and what it thought of their signatures."""
     console.heading("Webhooks received")
     verified: dict[str, str] = {}
-    tampered = 0
     for request in {r["headers"]["webhook-id"]: r for r in received}.values():
-        headers, body = request["headers"], request["body"]
-        event = Webhook(secret).verify(body, headers)
-        verified[event["data"]["job"]["name"]] = event["type"]
-        try:
-            Webhook(secret).verify(body.replace("succeeded", "failed").replace("failed", "succeeded"), headers)
-        except WebhookVerificationError:
-            tampered += 1
+        event = json.loads(request["body"])
+        headers = {
+            name: request["headers"].get(name) for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
+        }
         console.say(
             f"  POST {request['path']}",
-            f"    webhook-id: {headers['webhook-id']}  webhook-signature: {headers['webhook-signature']}",
-            f"    {body[:240]}{'...' if len(body) > 240 else ''}",
-            "    the signature is valid",
+            *(f"    {name}: {value}" for name, value in headers.items()),
+            *(f"    {line}" for line in json.dumps(event, indent=2).splitlines()),
+            f"    the signature is {'refused: ' + request['refused'] if request['refused'] else 'valid'}",
         )
+        if not request["refused"]:
+            verified[event["data"]["job"]["name"]] = event["type"]
     expected = {"embeddings": "gpubatchjob.succeeded", "training-crash": "gpubatchjob.failed"}
-    checks.that("both webhooks were received, with valid signatures", verified == expected, verified)
-    checks.that("a changed body fails the verification", tampered == len(verified) > 0, tampered)
+    checks.that(
+        "both webhooks were received, and their signatures verified by the receiver", verified == expected, verified
+    )
+
+
+def forge_webhook(checks: Checks, port: int) -> None:
+    """A webhook of somebody who doesn't know the secret."""
+    now, body = datetime.now(UTC), '{"type": "gpubatchjob.succeeded"}'
+    signature = Webhook(base64.b64encode(b"a guess").decode()).sign("msg_forged", now, body)
+    headers = {
+        "webhook-id": "msg_forged",
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": signature,
+    }
+    answer = httpx.post(f"http://127.0.0.1:{port}/hooks", content=body, headers=headers, trust_env=False)
+    checks.that("the receiver refused a webhook that was signed with another secret", answer.status_code == 401, answer)

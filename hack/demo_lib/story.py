@@ -19,10 +19,11 @@ from demo_lib.tools import JSON, Kube, pin_images, rollout, wait_for
 HERE = Path(__file__).parent
 CHART = HERE.parents[1] / "charts" / "gpubatch"
 NAMESPACE, SYSTEM, RELEASE = "gpubatch-demo", "gpubatch-system", "gpubatch"
+OWNER_LABEL = "gpubatch.dev/demo-made-the-cluster"
 URGENT = "chat-urgent"
 QUEUE_SECONDS = 1800.0
 PRINT_SECONDS = 5.0
-CHATS = {"nightly": 400, "urgent": 80}
+CHATS = {"nightly": 1500, "urgent": 200}
 
 
 @dataclass
@@ -33,11 +34,13 @@ class Demo:
         kube: The cluster.
         images: References of our own images, which its nodes hold.
         console: Where it is told.
+        owns_cluster: Whether a demo made the cluster, so that a later one may remove it.
     """
 
     kube: Kube
     images: dict[str, str]
     console: Console
+    owns_cluster: bool
     checks: Checks = field(default_factory=Checks)
     keys: dict[str, str] = field(
         default_factory=lambda: {
@@ -75,7 +78,9 @@ class Demo:
             results.show_broken(self.console, self.checks, bucket, jobs["chat-broken-lines"])
             results.show_chats(self.checks, bucket, requests)
         results.show_failures(self.console, self.checks, jobs)
-        results.show_webhooks(self.console, self.checks, self.received(), self.webhook_secret)
+        results.show_webhooks(self.console, self.checks, self.received())
+        with self.kube.forward(NAMESPACE, "service/receiver", 8080) as port:
+            results.forge_webhook(self.checks, port)
         self.check_operator()
 
     # --- what the jobs need
@@ -83,7 +88,7 @@ class Demo:
     def prepare(self) -> None:
         """A namespace with an S3 server, a receiver of webhooks, and the Secrets that the examples name."""
         self.console.heading("An S3 server, and a receiver of webhooks")
-        self.kube.apply(_namespace(NAMESPACE))
+        self.kube.apply(_namespace(self.owns_cluster))
         self.kube.apply(_secret("s3-credentials", self.keys))
         labels = {"gpubatch.dev/webhook-secret": "true"}
         self.kube.apply(_secret("webhook-secret", {"secret": self.webhook_secret}, labels))
@@ -210,6 +215,11 @@ class Demo:
         self.checks.that("the operator was never restarted", restarts == 0, f"{restarts} restarts")
 
 
+def made_cluster(kube: Kube) -> bool:
+    """Whether an earlier demo made this cluster."""
+    return kube.has("namespace", "-l", OWNER_LABEL)
+
+
 def remove_leftovers(kube: Kube, console: Console) -> None:
     """What an earlier run left in the cluster."""
     if not kube.has("namespace", NAMESPACE):
@@ -249,8 +259,9 @@ def _flat(values: JSON, prefix: str = "") -> list[tuple[str, str]]:
     ]
 
 
-def _namespace(name: str) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+def _namespace(owns_cluster: bool) -> str:
+    labels = {OWNER_LABEL: "true"} if owns_cluster else {}
+    return json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
 
 
 def _secret(name: str, data: dict[str, str], labels: dict[str, str] | None = None) -> str:

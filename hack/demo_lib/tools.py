@@ -131,7 +131,9 @@ def load_images() -> dict[str, str]:
 
 def pin_images(manifest: str, images: Mapping[str, str]) -> str:
     """The manifest with the names of our own images replaced by the references that were built."""
-    return re.sub(r"(image: )gpubatch\.dev/([a-z0-9-]+)$", lambda m: m[1] + images[m[2]], manifest, flags=re.MULTILINE)
+    return re.sub(
+        r"(image: )gpubatch\.dev/([a-z0-9-]+)( |$)", lambda m: m[1] + images[m[2]] + m[3], manifest, flags=re.MULTILINE
+    )
 
 
 def rollout(kube: Kube, console: Console, namespace: str, name: str) -> None:
