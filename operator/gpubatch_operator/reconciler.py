@@ -238,6 +238,8 @@ class Reconciler:
                 await self._adopt(job, f"{path}/{pod['metadata']['name']}")
             elif e.status in (400, 403, 404, 422):
                 await self._rejected(job, e)
+                if e.status == 403 and self._patient(job):
+                    raise  # tried again, later and later
             else:
                 raise
 
@@ -252,13 +254,21 @@ class Reconciler:
             )
 
     async def _rejected(self, job: Job, error: ApiError) -> None:
-        """The API server refuses the pod: the job can't run as it is written (or is quota-bound)."""
+        """The API server refuses the pod: the job can't run as it is written.
+
+        Forbidden may change by itself: a namespace that was made a moment ago has no service account yet.
+        """
         current = self._store.jobs.get(job.uid)
         if current is None:
             return
-        status = lifecycle.rejected(current, f"the API server refused the pod: {error.message}", time.time())
+        final = error.status != 403 or not self._patient(current)
+        status = lifecycle.rejected(current, f"the API server refused the pod: {error.message}", time.time(), final)
         if await write_status(self._client, self._store, current, status):
             self._announce(current, status)
+
+    def _patient(self, job: Job) -> bool:
+        since = job.attempt.started if job.attempt and job.phase is not Phase.VALIDATING else job.queued_at
+        return time.time() < since + self._settings.start_seconds
 
     async def _release(self, pod: Pod) -> None:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"

@@ -349,6 +349,19 @@ async def test_a_pod_that_the_api_server_refuses_fails_the_job_with_its_sentence
     await api.bound("next")
 
 
+async def test_a_job_that_comes_with_its_namespace_waits_for_the_service_account(
+    api: Api, operator: OperatorProcess, add_node: AddNode
+) -> None:
+    node = await add_node()
+    account = f"/api/v1/namespaces/{api.namespace}/serviceaccounts/default"
+    # The controller makes it again, but later than the operator makes the pod.
+    await api.create(template_job("job", **own(api, "no-node-yet")))
+    await position(api, "job", 1)
+    await api.client.request("DELETE", account)
+    await api.client.patch(f"{api.jobs_path}/job", {"spec": own(api, node)})
+    await api.bound("job")
+
+
 async def test_an_idle_operator_writes_nothing(api: Api, operator: OperatorProcess, add_node: AddNode) -> None:
     node = await add_node()
     await api.create(template_job("done", **own(api, node)))

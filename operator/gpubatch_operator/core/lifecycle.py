@@ -16,7 +16,7 @@ from gpubatch_operator.core.clock import iso, seconds
 from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
 from gpubatch_operator.core.reasons import Reason
-from gpubatch_operator.core.trouble import Limits, trouble_of
+from gpubatch_operator.core.trouble import Limits, Trouble, trouble_of
 
 MAX_ATTEMPTS = 10
 MAX_MESSAGE = 4096  # characters, as the CRD bounds them: a longer one would have the whole status refused
@@ -121,9 +121,12 @@ def admit(job: Job, node: str, slot: int, pod_name: str, now: float) -> JSON:
     return status
 
 
-def rejected(job: Job, message: str, now: float) -> JSON:
-    """The status of a job whose pod the API server refused to create."""
+def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
+    """The status of a job whose pod the API server refused to create, for good or for now."""
     status: JSON = copy.deepcopy(dict(job.status))
+    if not final:
+        status["pending"] = Trouble(Reason.POD_REJECTED, message, now).pending()
+        return status
     if job.attempt and job.phase in ACTIVE:
         _finish(status, job.attempt, AttemptState.FAILED, Reason.POD_REJECTED, message, now)
     return _fail(job, status, Reason.POD_REJECTED, message, now)

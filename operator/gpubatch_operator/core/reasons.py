@@ -43,5 +43,6 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.CONTAINER_NOT_STARTED: "Check the Secrets, ConfigMaps and commands that the job names.",
     Reason.ENGINE_OUT_OF_MEMORY: "Raise spec.inference.engine.resources.limits.memory, or lower the engine's needs.",
     Reason.ENGINE_CRASHED: "Read the engine's last words in the message; check spec.inference.model and engine.args.",
+    Reason.POD_REJECTED: "Mend what the message names: the template, a quota, or the namespace's pod security.",
     Reason.RUNNER_CRASHED: "Read the runner's log; this is most likely a bug worth reporting.",
 }
