@@ -323,9 +323,17 @@ def test_the_pods_of_a_deleted_job_are_let_go():
 
 
 def test_a_pod_that_the_api_server_refuses_fails_the_job():
-    status = lifecycle.rejected(admitted(), "pods is forbidden: " + "x" * 9000, NOW)
+    status = lifecycle.rejected(admitted(), "pods is forbidden: " + "x" * 9000, NOW, final=True)
     check_status(status)
     assert (status["phase"], newest(status)["state"]) == ("Failed", "Failed")
+
+
+def test_a_pod_that_the_api_server_refuses_for_now_is_shown_and_its_attempt_goes_on():
+    status = lifecycle.rejected(admitted(), "pods is forbidden: " + "x" * 9000, NOW, final=False)
+    check_status(status)
+    assert (status["phase"], newest(status)["state"]) == ("Starting", "Active")
+    assert status["pending"]["reason"] == "PodRejected"
+    assert status["pending"]["nextStep"]
 
 
 def test_deliveries_follow_the_event_filter_and_have_stable_ids():
