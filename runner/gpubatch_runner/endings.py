@@ -94,6 +94,8 @@ class Ending:
         if isinstance(error, Interrupted):
             return outcome
         try:
+            if concluded := await self._publication.finished():
+                return concluded
             document = [records.job_failed(self._publication.token, error.reason, str(error))]
             return outcome.model_copy(update={"errors": await self._publication.report(document)})
         except RunnerError as problem:

@@ -12,6 +12,7 @@ from aiohttp import web
 from gpubatch_runner import dispatch, supervisor
 from gpubatch_runner import run as run_module
 from gpubatch_runner.contract import Outcome, Reason, RunSpec
+from gpubatch_runner.results import Publication
 from gpubatch_runner.run import run
 from unit.runner.fake_engine import FakeEngine
 from unit.runner.jobs import Job, ids, records, request
@@ -400,6 +401,24 @@ async def test_an_attempt_of_a_concluded_run_reports_the_outcome_without_an_engi
         first = await finish(job, job.spec(engine_url=engine.url))
     job.attempt = 2
     assert await finish(job, job.spec(engine_url="http://127.0.0.1:1")) == first
+
+
+async def test_an_attempt_that_fails_late_does_not_replace_the_errors_of_a_concluded_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def conclude_meanwhile(_: Publication) -> None:
+        monkeypatch.undo()
+        job.attempt = 2
+        async with FakeEngine() as engine:
+            assert (await finish(job, job.spec(engine_url=engine.url))).failed == 1
+        (job.claim / "in.jsonl").unlink()
+
+    job.write([request(1), "{"])
+    monkeypatch.setattr(Publication, "check_writable", conclude_meanwhile)
+    outcome = await finish(job, job.spec())
+    assert outcome.succeeded
+    [record] = records(job.errors)
+    assert record["error"]["code"] == "invalid_json_line"
 
 
 async def test_a_new_run_of_a_job_replaces_the_results_of_the_old(job: Job) -> None:
