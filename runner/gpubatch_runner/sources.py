@@ -50,7 +50,7 @@ async def _file(location: Location, environment: Environment) -> AsyncIterator[b
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk
     except FileNotFoundError:
-        what = "key in this ConfigMap" if location.scheme == "configmap" else "file in this claim"
+        what = "ConfigMap, or no such key in it" if location.scheme == "configmap" else "file in this claim"
         raise InputNotFound(f"{location.field} {location.shown}: no such {what}; add it or correct the URL") from None
     except PermissionError:
         raise AccessDenied(

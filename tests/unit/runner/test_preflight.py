@@ -114,7 +114,7 @@ async def test_a_configmap_key_can_be_the_input(job: Job) -> None:
     assert (await look(job, input="configmap://small/requests")).requests == 1
     verdict = await look(job, input="configmap://small/other")
     assert verdict.reason is Reason.INPUT_NOT_FOUND
-    assert "no such key in this ConfigMap" in verdict.message
+    assert "no such ConfigMap, or no such key in it" in verdict.message
 
 
 class Site:
