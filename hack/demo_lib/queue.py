@@ -82,7 +82,7 @@ class Job:
 
     def change(self) -> tuple[object, ...]:
         """What is worth a new table."""
-        return self.phase, self.position, self.node
+        return self.phase, self.position, self.node, (self.status.get("progress") or {}).get("stage")
 
 
 def _clock(time: datetime | None) -> str:
@@ -96,7 +96,7 @@ def _estimate(time: datetime | None) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Left-aligned columns, as kubectl prints them."""
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-    return ["   ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (head, *rows)]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (head, *rows)]
 
 
 @dataclass

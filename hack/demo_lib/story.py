@@ -22,7 +22,7 @@ NAMESPACE, SYSTEM, RELEASE = "gpubatch-demo", "gpubatch-system", "gpubatch"
 OWNER_LABEL = "gpubatch.dev/demo-made-the-cluster"
 URGENT = "chat-urgent"
 QUEUE_SECONDS = 1800.0
-PRINT_SECONDS = 5.0
+PRINT_SECONDS, HEARTBEAT_SECONDS = 5.0, 30.0
 CHATS = {"nightly": 1500, "urgent": 200}
 
 
@@ -166,7 +166,8 @@ class Demo:
             items = self.kube.get("-n", NAMESPACE, "gpubatchjobs")["items"]
             pending = watcher.look([Job(item["metadata"]["name"], item) for item in items]) or pending
             elapsed = time.monotonic() - start
-            due = pending and (elapsed - printed >= PRINT_SECONDS or watcher.finished)
+            quiet = elapsed - printed
+            due = quiet >= HEARTBEAT_SECONDS or (pending and (quiet >= PRINT_SECONDS or watcher.finished))
             self.console.show(watcher.lines(elapsed), changed=due)
             if due:
                 pending, printed = False, elapsed
@@ -213,6 +214,9 @@ class Demo:
         self.checks.that("the operator ran in the cluster as non-root on a read-only root", locked, context)
         restarts = pod["status"]["containerStatuses"][0]["restartCount"]
         self.checks.that("the operator was never restarted", restarts == 0, f"{restarts} restarts")
+        events = self.kube.get("-n", NAMESPACE, "events.events.k8s.io")["items"]
+        told = {event["reason"] for event in events if event["regarding"]["kind"] == "GPUBatchJob"}
+        self.checks.that("Events tell of the jobs' phases", {"Running", "Succeeded", "Failed"} <= told, told)
 
 
 def made_cluster(kube: Kube) -> bool:
