@@ -22,7 +22,9 @@ from gpubatch_operator.core import lifecycle
 from gpubatch_operator.core.model import Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.order import RANK
 from gpubatch_operator.core.phases import FINISHED, Phase
+from gpubatch_operator.core.placement import misfit
 from gpubatch_operator.core.plan import Admission, Plan, plan
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.trouble import Limits
 from gpubatch_operator.kube import convert, pods
 from gpubatch_operator.kube.client import ApiError, Client
@@ -153,7 +155,7 @@ class Reconciler:
                     store.forget_pod(pod)
             return
         report = self._report(job, family)
-        step = lifecycle.advance(job, family, report, time.time(), self._limits)
+        step = lifecycle.advance(job, family, report, time.time(), self._limits, self._node_fits(job))
         if step.retry_at is not None and step.retry_at < float("inf"):
             self._retry_at[uid] = max(step.retry_at, time.time() + 0.05)
         if not await write_status(self._client, store, job, step.status):
@@ -165,9 +167,13 @@ class Reconciler:
         for action in step.actions:
             await self._act(job, action)
 
-    def _report(self, job: Job, family: list[Pod]) -> lifecycle.ProgressReport | None:
+    def _report(self, job: Job, family: list[Pod]) -> ProgressReport | None:
         number = job.attempt.number if job.attempt else None
         return next((self._store.reports.get(p.uid) for p in family if p.kind == "run" and p.attempt == number), None)
+
+    def _node_fits(self, job: Job) -> bool:
+        node = self._store.nodes.get(job.attempt.node) if job.attempt else None
+        return node is not None and misfit(job.shape, node) is None
 
     async def _admit(self, admission: Admission) -> None:
         job, now = admission.job, time.time()
@@ -259,7 +265,7 @@ class Reconciler:
         Forbidden may change by itself: a namespace that was made a moment ago has no service account yet.
         """
         current = self._store.jobs.get(job.uid)
-        if current is None:
+        if current is None or current.phase in FINISHED:
             return
         final = error.status != 403 or not self._patient(current)
         status = lifecycle.rejected(current, f"the API server refused the pod: {error.message}", time.time(), final)

@@ -59,6 +59,11 @@ async def test_a_template_may_not_set_what_the_operator_sets(api: Api, field: st
         await api.create(with_value(template_job("bad"), f"spec.template.spec.{field}", "x"))
 
 
+async def test_a_template_may_not_choose_its_node_by_affinity(api: Api) -> None:
+    with pytest.raises(ApiError, match=r"use spec\.nodeSelector to restrict it"):
+        await api.create(with_value(template_job("bad"), "spec.template.spec.affinity.nodeAffinity", {}))
+
+
 async def test_defaults_are_filled_in(api: Api) -> None:
     job = await api.create(inference_job("job"))
     assert job["spec"]["priority"] == 0

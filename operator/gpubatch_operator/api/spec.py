@@ -202,6 +202,23 @@ class Container(RawObject):
     name: Annotated[str, Field(min_length=1, max_length=63)]
 
 
+class Affinity(RawObject):
+    """Affinity to other pods, as in a pod's spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-preserve-unknown-fields": True,
+            "x-kubernetes-validations": [
+                rule("!has(self.nodeAffinity)", "the operator chooses the node; use spec.nodeSelector to restrict it")
+            ],
+        }
+    )
+
+    node_affinity: RawObject | None = Field(
+        default=None, alias="nodeAffinity", description="The operator chooses the node; use spec.nodeSelector."
+    )
+
+
 class TemplatePodSpec(RawObject):
     """A pod's spec. The operator adds the GPU, the node and the restart policy."""
 
@@ -218,6 +235,13 @@ class TemplatePodSpec(RawObject):
     containers: Annotated[list[Container], Field(min_length=1, max_length=16)] = Field(
         description="Containers of the pod; the first one gets the GPU."
     )
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(
+        default={}, alias="nodeSelector", description="Labels that the node must have, beside spec.nodeSelector."
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(
+        default=[], description="Taints that the pod tolerates, beside spec.tolerations."
+    )
+    affinity: Affinity | None = Field(default=None, description="Affinity to other pods.")
     priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
         default=None, alias="priorityClassName", description="Set by the operator."
     )

@@ -11,10 +11,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpubatch_operator.core import conditions
-from gpubatch_operator.core.clock import iso, seconds
+from gpubatch_operator.core import conditions, progress
+from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.core.trouble import Limits, Trouble, trouble_of
 
@@ -62,24 +63,14 @@ class Step:
     retry_at: float | None = None  # when time alone may change the answer
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressReport:
-    """What a runner said of itself, the contract's `Progress` as plain values."""
+def advance(
+    job: Job, pods: Sequence[Pod], report: ProgressReport | None, now: float, limits: Limits, node_fits: bool = True
+) -> Step:
+    """The next step of a job that exists (a deleted one has nothing left but pods, see `orphan`).
 
-    stage: str
-    message: str
-    total: int | None
-    completed: int
-    failed: int
-    rate: float | None
-    input_tokens: int
-    output_tokens: int
-    processing_seconds: float
-    at: float
-
-
-def advance(job: Job, pods: Sequence[Pod], report: ProgressReport | None, now: float, limits: Limits) -> Step:
-    """The next step of a job that exists (a deleted one has nothing left but pods, see `orphan`)."""
+    `node_fits`: whether the node of the current attempt is there and could still take the job. A pod that is bound
+    stays where it is in any case; one that isn't would wait for ever.
+    """
     status: JSON = copy.deepcopy(dict(job.status))
     status["observedGeneration"] = job.generation
     match job.phase:
@@ -90,7 +81,7 @@ def advance(job: Job, pods: Sequence[Pod], report: ProgressReport | None, now: f
         case Phase.QUEUED:
             step = Step(status)
         case Phase.STARTING | Phase.RUNNING:
-            step = _active(job, status, pods, report, now, limits)
+            step = _active(job, status, pods, report, now, limits, node_fits)
         case _:
             step = Step(status)
     after = Phase(step.status["phase"])
@@ -195,55 +186,47 @@ def _inspected(job: Job, status: JSON, verdict: JSON, now: float) -> JSON:
 
 
 def _active(
-    job: Job, status: JSON, pods: Sequence[Pod], report: ProgressReport | None, now: float, limits: Limits
+    job: Job,
+    status: JSON,
+    pods: Sequence[Pod],
+    report: ProgressReport | None,
+    now: float,
+    limits: Limits,
+    node_fits: bool,
 ) -> Step:
     attempt = job.attempt
     assert attempt is not None, "an active job has an attempt: both are written at once"
     pod = next((p for p in pods if p.kind == "run" and p.attempt == attempt.number), None)
     if pod is None:
-        if attempt.pod_uid is None and attempt.state is AttemptState.ACTIVE:
-            return Step(status, (Run(attempt),))
-        return Step(_ended_without_word(job, status, attempt, "its pod vanished", now))
+        if attempt.pod_uid is not None or attempt.state is not AttemptState.ACTIVE:
+            return Step(_ended_without_word(job, status, attempt, "its pod vanished", now))
+        if not node_fits:
+            return Step(_ended_without_word(job, status, attempt, "the node can't take it any more", now))
+        return Step(status, (Run(attempt),))
     if pod.finished:
         return Step(_ended(job, status, attempt, pod, now))
-    if attempt.state is AttemptState.STOPPING:
+    if attempt.state is AttemptState.STOPPING or (pod.node is None and not node_fits):
         return Step(status, () if pod.deleting else (Remove(pod),))
 
     if pod.node and attempt.pod_uid is None:
-        _record(status, replace(attempt, pod_uid=pod.uid))
-    if trouble := trouble_of(pod, now, limits):
-        if trouble.final_at <= now and not pod.deleting:
-            _record(
-                status,
-                replace(
-                    attempt,
-                    pod_uid=pod.uid,
-                    state=AttemptState.STOPPING,
-                    reason=trouble.reason,
-                    message=trouble.message,
-                ),
-            )
-            status["pending"] = trouble.pending()
-            return Step(status, (Remove(pod),))
-        status["pending"] = trouble.pending()
-        return Step(_progressing(job, status, pod, report), retry_at=trouble.final_at)
-    status.pop("pending", None)
-    return Step(_progressing(job, status, pod, report))
+        attempt = replace(attempt, pod_uid=pod.uid)
+        _record(status, attempt)
+    trouble = trouble_of(pod, now, limits)
+    if trouble is None:
+        status.pop("pending", None)
+        return Step(_progressing(job, status, pod, report))
+    status["pending"] = trouble.pending()
+    if trouble.final_at <= now and not pod.deleting:
+        reason, message = trouble.reason, trouble.message
+        _record(status, replace(attempt, state=AttemptState.STOPPING, reason=reason, message=message))
+        return Step(status, (Remove(pod),))
+    return Step(_progressing(job, status, pod, report), retry_at=trouble.final_at)
 
 
 def _progressing(job: Job, status: JSON, pod: Pod, report: ProgressReport | None) -> JSON:
-    """The stage and the numbers, written at a change of stage, at each percent or every 30 s."""
-    if report is None:
-        stage = ("LoadingModel" if job.inference else "Processing") if pod.started else "PullingImages"
-        if "progress" not in status or (stage != "PullingImages" and status["progress"]["stage"] == "PullingImages"):
-            status["progress"] = {"stage": stage}
-    elif _newsworthy(status.get("progress", {}), report):
-        status["progress"] = _progress_json(report)
-    if job.phase is Phase.STARTING and status.get("progress", {}).get("stage") not in (
-        None,
-        "PullingImages",
-        "LoadingModel",
-    ):
+    """The status of a job whose pod lives: how far it has come, and whether it still starts."""
+    progress.update(status, report, pod.started, job.inference)
+    if job.phase is Phase.STARTING and status["progress"]["stage"] not in progress.STARTING:
         status["phase"] = Phase.RUNNING.value
     return status
 
@@ -281,8 +264,7 @@ def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JS
 def _outcome(job: Job, status: JSON, attempt: Attempt, outcome: JSON, now: float) -> JSON:
     if outcome.get("reason") == INTERRUPTED and not outcome["succeeded"]:
         return _ended_without_word(job, status, attempt, "it was interrupted", now, outcome)
-    status["results"] = _results(outcome)
-    _final_progress(status, outcome, now)
+    progress.conclude(status, outcome, now)
     if outcome["succeeded"]:
         message = f"{outcome.get('completed', 0)} requests answered, {outcome.get('failed', 0)} failed"
         return _succeed(job, status, attempt, message, now)
@@ -297,8 +279,7 @@ def _ended_without_word(
     if attempt.state is AttemptState.STOPPING:
         reason, message = attempt.reason or Reason.LOST, attempt.message or ""
         if outcome is not None:
-            status["results"] = _results(outcome)
-            _final_progress(status, outcome, now)
+            progress.conclude(status, outcome, now)
         return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
     message = f"attempt {attempt.number} on {attempt.node} was lost: {what}"
     status = _finish(status, attempt, AttemptState.LOST, Reason.LOST, message, now)
@@ -401,58 +382,3 @@ def _attempt_json(a: Attempt, ended: float | None = None) -> JSON:
 
 def _record(status: JSON, attempt: Attempt, ended: float | None = None) -> None:
     status["attempts"] = [*status.get("attempts", [])[:-1], _attempt_json(attempt, ended)]
-
-
-def _results(outcome: JSON) -> JSON:
-    keys = ("output", "errors", "total", "completed", "failed", "usage", "timings")
-    return {k: outcome[k] for k in keys if outcome.get(k) is not None}
-
-
-def _final_progress(status: JSON, outcome: JSON, now: float) -> None:
-    usage = outcome.get("usage") or {}
-    status["progress"] = _progress_json(
-        ProgressReport(
-            stage="Done",
-            message="",
-            total=outcome.get("total"),
-            completed=outcome.get("completed", 0),
-            failed=outcome.get("failed", 0),
-            rate=None,
-            input_tokens=usage.get("inputTokens", 0),
-            output_tokens=usage.get("outputTokens", 0),
-            processing_seconds=(outcome.get("timings") or {}).get("processing", 0.0),
-            at=now,
-        )
-    )
-
-
-def _percent(report: ProgressReport) -> int | None:
-    if not report.total:
-        return None
-    return min(100, 100 * (report.completed + report.failed) // report.total)
-
-
-def _progress_json(report: ProgressReport) -> JSON:
-    done, percent = report.completed + report.failed, _percent(report)
-    out = {
-        "stage": report.stage,
-        "message": report.message[:1024] or None,
-        "summary": f"{done}/{report.total} ({percent}%)" if percent is not None else None,
-        "total": report.total,
-        "completed": report.completed,
-        "failed": report.failed,
-        "percent": percent,
-        "rate": round(report.rate, 2) if report.rate is not None else None,
-        "inputTokens": report.input_tokens,
-        "outputTokens": report.output_tokens,
-        "processingSeconds": round(report.processing_seconds, 1),
-        "lastHeartbeatTime": iso(report.at),
-    }
-    return {k: v for k, v in out.items() if v is not None}
-
-
-def _newsworthy(old: JSON, report: ProgressReport) -> bool:
-    if old.get("stage") != report.stage or old.get("percent") != _percent(report):
-        return True
-    last = old.get("lastHeartbeatTime")
-    return last is None or report.at - seconds(last) >= 30

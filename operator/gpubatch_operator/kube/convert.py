@@ -75,12 +75,16 @@ def job_of(raw: JSON) -> Job:
 
 
 def shape_of(spec: JobSpec) -> Shape:
-    """What the job asks of a node."""
+    """What the job asks of a node, by its spec and by its template's."""
+    selector, tolerations = dict(spec.node_selector), list(spec.tolerations)
+    if spec.template is not None:
+        selector = spec.template.spec.node_selector | selector
+        tolerations += spec.template.spec.tolerations
     return shape(
         spec.gpu_resource,
         spec.gpus,
-        tuple(sorted(spec.node_selector.items())),
-        tuple(Toleration(t.key, t.operator, t.value, t.effect) for t in spec.tolerations),
+        tuple(sorted(selector.items())),
+        tuple(Toleration(t.key, t.operator, t.value, t.effect) for t in tolerations),
     )
 
 

@@ -262,6 +262,8 @@ def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:
     for key in ("serviceAccountName", "imagePullSecrets"):
         if key in pod["spec"]:
             body.setdefault(key, pod["spec"][key])
+    if "serviceAccountName" not in body:
+        body.setdefault("automountServiceAccountToken", False)
     body["restartPolicy"] = "Never"
     body.setdefault("terminationGracePeriodSeconds", GRACE_SECONDS)
     first = body["containers"][0]
@@ -273,18 +275,15 @@ def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:
 
 
 def _locked_to(affinity: JSON, attempt: Attempt) -> JSON:
-    """The template's own affinity, and: this node, and no other pod of this slot's index on it."""
-    affinity = copy.deepcopy(affinity)
+    """The template's own affinity to pods, and: this node, and no other pod of this slot's index on it."""
     here = {"key": "metadata.name", "operator": "In", "values": [attempt.node]}
-    required = affinity.setdefault("nodeAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
-    terms = required.setdefault("nodeSelectorTerms", []) or [{}]
-    required["nodeSelectorTerms"] = [t | {"matchFields": [*t.get("matchFields", []), here]} for t in terms]
     alone = {
         "labelSelector": {"matchLabels": {convert.SLOT: str(attempt.slot)}},
         "topologyKey": "kubernetes.io/hostname",
         "namespaceSelector": {},  # of all namespaces
     }
-    affinity.setdefault("podAntiAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(
-        alone
-    )
+    affinity = copy.deepcopy(affinity)
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    affinity["nodeAffinity"] = {required: {"nodeSelectorTerms": [{"matchFields": [here]}]}}
+    affinity.setdefault("podAntiAffinity", {}).setdefault(required, []).append(alone)
     return affinity

@@ -8,8 +8,8 @@ import logging
 import aiohttp
 from pydantic import ValidationError
 
-from gpubatch_operator.core.lifecycle import ProgressReport
 from gpubatch_operator.core.model import Pod
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube.store import Store
 from gpubatch_runner.contract import PROGRESS_PORT, Progress
 

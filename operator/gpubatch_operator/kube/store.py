@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpubatch_operator.core.lifecycle import ProgressReport
 from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Snapshot
 from gpubatch_operator.core.phases import ACTIVE, FINISHED
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube import convert
 
 JSON = dict[str, Any]
@@ -110,12 +110,12 @@ class Store:
         node = convert.node_of(raw, self._slots_per_node)
         if self.nodes.get(node.name) != node:
             self.nodes[node.name] = node
-            self.changed.set()
+            self._touch_node(node.name)
 
     def drop_node(self, name: str) -> None:
         """A node that is gone."""
         if self.nodes.pop(name, None):
-            self.changed.set()
+            self._touch_node(name)
 
     def put_report(self, pod: Pod, report: ProgressReport) -> None:
         """What a runner said of its progress."""
@@ -148,15 +148,21 @@ class Store:
         return Snapshot(tuple(self.waiting.values()), tuple(self.nodes.values()), tuple(self._occupied()))
 
     def _occupied(self) -> Iterable[Occupant]:
-        """Slots of pods that live, and of attempts whose pod isn't there yet."""
-        pods = [p for p in self.pods.values() if p.kind == "run" and p.slot is not None]
+        """Slots of pods that live, and of attempts without one: not there yet, or its end isn't recorded yet."""
+        pods = [p for p in self.pods.values() if p.kind == "run" and not p.finished]
         for p in pods:
-            if (node := p.node or p.target) and p.slot is not None and not p.finished:
+            if (node := p.node or p.target) and p.slot is not None:
                 yield Occupant(node, p.slot, p.resource, p.gpus)
         seen = {(p.job_uid, p.attempt) for p in pods}
         for job in self.active.values():
             if (a := job.attempt) and (job.uid, a.number) not in seen:
                 yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
+
+    def _touch_node(self, name: str) -> None:
+        for job in self.active.values():
+            if job.attempt and job.attempt.node == name:
+                self.touch(job.uid)
+        self.changed.set()
 
     def _place(self, job: Job) -> None:
         self.waiting.pop(job.uid, None)

@@ -160,8 +160,7 @@ class Cluster:
             assert mine == [], "two live pods of one job"
             slot = self.slot(body)
             held = [p for p in self.runner_pods() if self.slot(p) == slot and not finished(p)]
-            # One that vanished unseen and is created again may find its slot taken: then the scheduler holds it back.
-            assert held == [] or self.created[meta["name"]], f"two jobs in one slot {slot}"
+            assert held == [], f"two jobs in one slot {slot}"
         self.created[meta["name"]] += 1
         body["metadata"] |= {
             "uid": f"pod-{sum(self.created.values())}",

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubatch_operator.core import lifecycle
-from gpubatch_operator.core.lifecycle import Inspect, ProgressReport, Release, Remove, Run, Step, advance
+from gpubatch_operator.core.lifecycle import Inspect, Release, Remove, Run, Step, advance
 from gpubatch_operator.core.model import AttemptState, ContainerTrouble, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.trouble import Limits
 from gpubatch_operator.kube import convert
 from unit.operator.build import EPOCH, inference_spec, pod, raw_job, template_spec

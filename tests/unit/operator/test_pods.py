@@ -182,29 +182,30 @@ def test_an_inspect_pod_takes_no_gpu_and_goes_anywhere_unless_the_input_is_on_a_
 # --- templates
 
 
-AFFINITY = {
-    "nodeAffinity": {
-        "requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [
-                {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")
-            ]
-        },
-        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}],
-    },
-    "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]},
-}
+AFFINITY = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}
 
 
-def test_a_templates_own_affinity_is_kept_and_locked_in_each_of_its_terms():
+def test_a_templates_own_affinity_to_pods_is_kept_beside_our_locks():
     spec = template_spec({"affinity": AFFINITY})
     before = copy.deepcopy(spec)
     affinity = made(spec)["spec"]["affinity"]
-    terms = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert [t["matchExpressions"][0]["values"] for t in terms] == [["a"], ["b"]]
-    assert all(t["matchFields"][-1]["values"] == ["node-a"] for t in terms), "terms are alternatives: each needs it"
-    assert affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]}
     assert len(affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]) == 2
     assert spec == before, "the job in the store is left as it is"
+
+
+def test_a_template_has_no_token_unless_it_names_a_service_account():
+    assert made(template_spec())["spec"]["automountServiceAccountToken"] is False
+    assert "automountServiceAccountToken" not in made(template_spec({"serviceAccountName": "trainer"}))["spec"]
+
+
+def test_what_a_template_asks_of_its_node_counts_in_the_choice_of_the_node():
+    asked = {"nodeSelector": {"zone": "a"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}
+    raw = raw_job(spec=template_spec(asked) | {"nodeSelector": {"rack": "7"}})
+    shape = convert.job_of(raw).shape
+    assert dict(shape.selector) == {"zone": "a", "rack": "7"}
+    assert [t.key for t in shape.tolerations] == ["spot"]
 
 
 def test_a_template_runs_once_and_is_held_until_its_outcome_is_recorded():

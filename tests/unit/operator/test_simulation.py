@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpubatch_operator import reconciler as reconciler_module
-from gpubatch_operator.core.lifecycle import ProgressReport
+from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import resync
@@ -170,7 +170,7 @@ class Simulation:
             self.store.put_report(pod, ProgressReport(stage, "", 3, done, 0, 1.5, 10, 20, 5.0, self.clock.now))
 
     def lose_node(self, n: int) -> None:
-        """Until the end of the history, when it comes back under its name: pods that aren't bound yet wait for it."""
+        """For good: at the end of the history another one comes in its place."""
         if not self.cluster.nodes:
             return
         name = sorted(self.cluster.nodes)[n % len(self.cluster.nodes)]
@@ -180,6 +180,7 @@ class Simulation:
                 self.cluster.end(pod, 137, conditions=[disrupted])
                 self.cluster.delete_pod(pod)
         self.cluster.drop_node(name)
+        self.nodes[f"{name}-new"] = self.nodes.pop(name)
 
     def finish(self, pod: JSON, how: str) -> None:
         bad = {"reason": "InternalError", "message": "no luck"}

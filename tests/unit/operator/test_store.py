@@ -89,7 +89,7 @@ def test_a_job_created_anew_under_an_old_name_is_another_job():
     assert list(store.jobs) == ["another"]
 
 
-def test_a_slot_is_taken_from_the_moment_the_attempt_is_recorded_until_its_pod_has_ended():
+def test_a_slot_is_taken_from_the_moment_the_attempt_is_recorded_until_its_end_is_recorded():
     store = Store(1)
     store.put_job(raw_job(status=STARTING, version=4))
     assert occupied(store) == TAKEN, "the pod isn't there yet"
@@ -98,6 +98,8 @@ def test_a_slot_is_taken_from_the_moment_the_attempt_is_recorded_until_its_pod_h
     store.put_pod(raw_pod(6, "Running"))
     assert occupied(store) == TAKEN
     store.put_pod(raw_pod(7, "Succeeded"))
+    assert occupied(store) == TAKEN, "a restarted operator would still look for the end of it"
+    store.put_job(raw_job(status=STARTING | {"phase": "Succeeded"}, version=8))
     assert occupied(store) == []
 
 

@@ -1,0 +1,95 @@
+"""How far a run has come, as its runner tells it and as status shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpubatch_operator.core.clock import iso, seconds
+from gpubatch_operator.core.model import JSON
+
+HEARTBEAT_SECONDS = 30
+PULLING, LOADING, PROCESSING, DONE = "PullingImages", "LoadingModel", "Processing", "Done"
+STARTING = frozenset({PULLING, LOADING})
+"""Stages in which the work hasn't begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """What a runner said of itself, the contract's `Progress` as plain values."""
+
+    stage: str
+    message: str
+    total: int | None
+    completed: int
+    failed: int
+    rate: float | None
+    input_tokens: int
+    output_tokens: int
+    processing_seconds: float
+    at: float
+
+    @property
+    def percent(self) -> int | None:
+        """Finished requests of all, rounded down; None while their number isn't known."""
+        return min(100, 100 * (self.completed + self.failed) // self.total) if self.total else None
+
+
+def update(status: JSON, report: ProgressReport | None, started: bool, inference: bool) -> None:
+    """Put what a runner says into `status`, in place: at a change of stage, at each percent or every 30 s.
+
+    Without a report (a template's pod, or a runner that doesn't answer yet) the pod itself tells the stage.
+    """
+    old = status.get("progress", {})
+    if report is not None:
+        if _newsworthy(old, report):
+            status["progress"] = _document(report)
+        return
+    stage = PULLING if not started else LOADING if inference else PROCESSING
+    if not old or (old["stage"] == PULLING and stage != PULLING):
+        status["progress"] = {"stage": stage}
+
+
+def conclude(status: JSON, outcome: JSON, now: float) -> None:
+    """Put the results and the last progress of an outcome (the runner's document) into `status`, in place."""
+    keys = ("output", "errors", "total", "completed", "failed", "usage", "timings")
+    status["results"] = {k: outcome[k] for k in keys if outcome.get(k) is not None}
+    usage, timings = outcome.get("usage") or {}, outcome.get("timings") or {}
+    report = ProgressReport(
+        stage=DONE,
+        message="",
+        total=outcome.get("total"),
+        completed=outcome.get("completed", 0),
+        failed=outcome.get("failed", 0),
+        rate=None,
+        input_tokens=usage.get("inputTokens", 0),
+        output_tokens=usage.get("outputTokens", 0),
+        processing_seconds=timings.get("processing", 0.0),
+        at=now,
+    )
+    status["progress"] = _document(report)
+
+
+def _document(report: ProgressReport) -> JSON:
+    done, percent = report.completed + report.failed, report.percent
+    out = {
+        "stage": report.stage,
+        "message": report.message[:1024] or None,
+        "summary": f"{done}/{report.total} ({percent}%)" if percent is not None else None,
+        "total": report.total,
+        "completed": report.completed,
+        "failed": report.failed,
+        "percent": percent,
+        "rate": round(report.rate, 2) if report.rate is not None else None,
+        "inputTokens": report.input_tokens,
+        "outputTokens": report.output_tokens,
+        "processingSeconds": round(report.processing_seconds, 1),
+        "lastHeartbeatTime": iso(report.at),
+    }
+    return {k: v for k, v in out.items() if v is not None}
+
+
+def _newsworthy(old: JSON, report: ProgressReport) -> bool:
+    if old.get("stage") != report.stage or old.get("percent") != report.percent:
+        return True
+    last = old.get("lastHeartbeatTime")
+    return last is None or report.at - seconds(last) >= HEARTBEAT_SECONDS
