@@ -1,0 +1,172 @@
+"""The documentation says what the code says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, Counter
+from pydantic.alias_generators import to_camel
+
+from gpubatch_operator import metrics
+from gpubatch_operator.api.crd import crd
+from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.core import reasons
+from gpubatch_operator.core.phases import CHANGES, Phase
+from gpubatch_operator.notify import message
+from gpubatch_operator.settings import Settings
+from gpubatch_runner import contract
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    *ROOT.glob("*.md"),
+    *DOCS.glob("*.md"),
+    *(ROOT / folder / "README.md" for folder in ("charts/gpubatch", "examples", "hack")),
+]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language; indented ones lose their indentation."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def rows(page: str, heading: str) -> dict[str, list[str]]:
+    """The rows of the first table below a heading, by their first cell without backticks."""
+    section = re.split(rf"^#+ {heading}$", page, flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    return {name.strip("`"): rest for name, *rest in cells[2:]}
+
+
+def unknown_fields(value: Any, schema: dict[str, Any], path: str) -> list[str]:
+    """The fields of a manifest that the CRD doesn't have, and kubectl would refuse."""
+    if isinstance(value, list):
+        return [f for item in value for f in unknown_fields(item, schema["items"], path)]
+    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return []
+    found = []
+    for key, item in value.items():
+        below = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+        found += unknown_fields(item, below, f"{path}.{key}") if below else [f"{path}.{key}"]
+    return found
+
+
+# --- the API
+
+
+def test_the_readmes_job_is_valid_to_the_last_field() -> None:
+    [manifest] = [doc for text in blocks(README, "yaml") if "kind" in (doc := yaml.safe_load(text))]
+    assert manifest["apiVersion"] == "gpubatch.dev/v1alpha1"
+    JobSpec.model_validate(manifest["spec"])
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert unknown_fields(manifest["spec"], schema, "spec") == []
+
+
+def test_an_unknown_field_would_be_found() -> None:
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert unknown_fields({"webhooks": [{"uri": "x"}]}, schema, "spec") == ["spec.webhooks.uri"]
+
+
+def test_the_api_reference_is_fresh() -> None:
+    check = subprocess.run([sys.executable, ROOT / "hack" / "apidocs", "--check"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_the_diagram_of_phases_shows_every_change_and_no_other() -> None:
+    [diagram] = [text for text in blocks((DOCS / "design.md").read_text(), "mermaid") if "stateDiagram" in text]
+    arrows = re.findall(r"^ *(\S+) --> (\w+)", diagram, re.MULTILINE)
+    drawn = {(None if before == "[*]" else Phase(before), Phase(after)) for before, after in arrows}
+    assert len(drawn) == len(arrows), "an arrow is drawn twice"
+    assert drawn == {(before, after) for before, all_after in CHANGES.items() for after in all_after}
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize("reason", [*reasons.Reason, *contract.Reason], ids=str)
+def test_every_reason_is_explained(reason: StrEnum) -> None:
+    lines = (DOCS / "errors.md").read_text().splitlines()
+    explained = [line for line in lines if line.startswith("|") and f"`{reason.value}`" in line]
+    assert explained, f"docs/errors.md has no row about {reason.value}"
+
+
+def test_every_explained_reason_exists() -> None:
+    text = (DOCS / "errors.md").read_text()
+    first_cells = {name for line in text.splitlines() if (m := re.match(r"\| (`[^|]*`) \|", line)) for name in [m[1]]}
+    named = {name for cell in first_cells for name in re.findall(r"`([A-Z]\w+)`", cell)}
+    assert named - {r.value for r in (*reasons.Reason, *contract.Reason)} == set()
+
+
+# --- operation
+
+
+def test_every_setting_is_in_the_operations_manual_with_its_default() -> None:
+    table = rows((DOCS / "operations.md").read_text(), "Settings")
+    defaults = {to_camel(name): field.default for name, field in Settings.model_fields.items()}
+    assert {name: cells[0].strip("`") for name, cells in table.items()} == {n: str(d) for n, d in defaults.items()}
+    assert all(cells[1] for cells in table.values()), "a setting without a word"
+
+
+def test_every_metric_is_in_the_operations_manual_with_its_type() -> None:
+    table = rows((DOCS / "operations.md").read_text(), "Metrics")
+    found = {}
+    for metric in vars(metrics).values():
+        if hasattr(metric, "collect") and not isinstance(metric, (type, CollectorRegistry)):
+            [family] = metric.collect()
+            name = f"{family.name}_total" if isinstance(metric, Counter) else family.name
+            found[name] = ", ".join([family.type, *(f"`{label}`" for label in metric._labelnames)])
+    assert found, "no metrics found: has their module changed?"
+    assert {name: cells[0] for name, cells in table.items()} == found
+
+
+def test_the_webhook_in_the_manual_has_the_shape_of_a_real_one() -> None:
+    [example] = [json.loads(text) for text in blocks((DOCS / "webhooks.md").read_text(), "json")]
+    data = example["data"]
+    job = {
+        "metadata": data["job"],
+        "status": {key: data[key] for key in ("phase", "startTime", "completionTime", "results")},
+    }
+    sent = message.payload(job, {"event": "succeeded", "time": example["timestamp"]})
+    assert json.loads(sent) == example
+
+
+# --- links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = re.findall(r"`make ([^`]*)`", page.read_text()) + re.findall(r"^make (.*)$", page.read_text(), re.MULTILINE)
+    for line in code:
+        words = [w for w in line.partition("#")[0].split() if not w.startswith("-") and "=" not in w]
+        assert set(words) <= targets, f"make {line}"
