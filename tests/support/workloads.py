@@ -1,0 +1,74 @@
+"""Jobs that really run on the cluster of the tests: small programs, and requests for a real vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpubatch_operator.api.crd import API_VERSION, KIND
+
+JSON = dict[str, Any]
+BUCKET = "s3://batches"
+MODELS = {"chat": "/models/tiny-llama", "minilm": "/models/all-minilm-l6-v2"}
+LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def job(name: str, **spec: Any) -> JSON:
+    """A job."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+
+
+def on(node: str) -> JSON:
+    """What keeps a job on one node."""
+    return {"nodeSelector": {"kubernetes.io/hostname": node}}
+
+
+def script(name: str, image: str, code: str, **spec: Any) -> JSON:
+    """A job that runs a little Python on the GPU node."""
+    container = {
+        "name": "main",
+        "image": image,
+        "command": ["python", "-S", "-c", code],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
+        "securityContext": LOCKED,
+    }
+    pod = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    return job(name, template={"spec": pod}, **spec)
+
+
+def sleeper(name: str, image: str, seconds: float = 2.0, **spec: Any) -> JSON:
+    """A job that takes about so long."""
+    return script(name, image, f"import time; time.sleep({seconds})", **spec)
+
+
+def batch(
+    name: str, model: str = "chat", engine: JSON | None = None, inference: JSON | None = None, **spec: Any
+) -> JSON:
+    """A job that answers s3://batches/NAME.jsonl by a real vLLM on the CPU.
+
+    Args:
+        name: Of the job and of its files.
+        model: What the requests call it, see `MODELS`.
+        engine: More of spec.inference.engine.
+        inference: More of spec.inference.
+        spec: More of spec.
+    """
+    work = {
+        "model": MODELS[model],
+        "servedModelName": model,
+        "engine": {
+            "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256" if model == "minilm" else "512"],
+            "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}, {"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
+            **(engine or {}),
+        },
+        "input": {"url": f"{BUCKET}/{name}.jsonl"},
+        "output": {"url": f"{BUCKET}/{name}.out.jsonl"},
+        "errors": {"url": f"{BUCKET}/{name}.errors.jsonl"},
+        "storage": {"endpoint": "http://s3.gpubatch-e2e.svc:7070", "secretName": "s3-credentials"},
+        **(inference or {}),
+    }
+    return job(name, inference=work, **spec)
