@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -138,6 +139,17 @@ def test_the_webhook_in_the_manual_has_the_shape_of_a_real_one() -> None:
     }
     sent = message.payload(job, {"event": "succeeded", "time": example["timestamp"]})
     assert json.loads(sent) == example
+
+
+def test_the_manuals_receiver_takes_what_is_signed_and_nothing_else() -> None:
+    [code] = blocks((DOCS / "webhooks.md").read_text(), "python")
+    secret = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
+    receiver: dict[str, Any] = {}
+    exec(code.replace("whsec_...", secret), receiver)  # noqa: S102
+    body = b'{"type":"gpubatchjob.failed","data":{"job":{"name":"a"}}}'
+    headers = message.headers("msg_1", body, secret)
+    assert receiver["receive"](body, headers) == 204
+    assert receiver["receive"](body + b" ", headers) == 401
 
 
 # --- links
