@@ -225,10 +225,10 @@ def made_cluster(kube: Kube) -> bool:
 
 
 def remove_leftovers(kube: Kube, console: Console) -> None:
-    """What an earlier run left in the cluster."""
+    """The demo's namespace, as this or an earlier run left it."""
     if not kube.has("namespace", NAMESPACE):
         return
-    with console.waiting("removing what an earlier run left"):
+    with console.waiting(f"removing namespace {NAMESPACE}"):
         kube.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
         def gone() -> bool:
