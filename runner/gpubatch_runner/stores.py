@@ -145,7 +145,10 @@ class ClaimStore(Store):
 
     async def write(self, location: Location, chunks: Iterator[bytes]) -> None:
         with _file_errors_told(location):
-            await asyncio.to_thread(_write_file, self._file(location), chunks)
+            try:
+                await asyncio.to_thread(_write_file, self._file(location), chunks)
+            except FileNotFoundError as error:  # another attempt concluded the run and cleaned up
+                raise location.problem("the file was removed while it was written; it is written again") from error
 
     async def create(self, location: Location, data: bytes) -> bool:
         with _file_errors_told(location):

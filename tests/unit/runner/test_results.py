@@ -129,6 +129,21 @@ async def test_a_failing_upload_is_tried_again(job: Job, monkeypatch: pytest.Mon
     assert job.output.read_text() == "output 1\n"
 
 
+async def test_an_attempt_whose_upload_is_cleaned_up_by_the_winner_reports_the_winners_outcome(job: Job) -> None:
+    meanwhile: list[Outcome] = []
+    loop = asyncio.get_running_loop()
+
+    def overtaken() -> Iterator[bytes]:
+        if not meanwhile:
+            meanwhile.append(asyncio.run_coroutine_threadsafe(conclude(job, 2), loop).result(10))
+        yield b"late"
+
+    end = await publication(job, 1).conclude(lambda: outcome(1), overtaken, lambda: iter([b"late"]), None)
+    assert end == meanwhile[0]
+    assert job.output.read_text() == "output 2\n"
+    assert len(list(job.claim.iterdir())) == 3  # output, errors, manifest
+
+
 async def test_a_reader_never_sees_half_an_output(job: Job) -> None:
     def slowly() -> Iterator[bytes]:
         for _ in range(2000):
