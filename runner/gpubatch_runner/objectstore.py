@@ -30,6 +30,7 @@ def open_bucket(location: Location, storage: Storage) -> S3Store:
     return S3Store(
         location.container,
         virtual_hosted_style_request=False,
+        disable_bulk_delete=True,  # not every server has it, and a refusal hides in its answer of 200
         client_options={
             "allow_http": plain_http,
             "connect_timeout": "30s",
