@@ -33,6 +33,7 @@ check: $(VENV)/ready ## Lint, types, layers, generated files, chart
 	PYTHONPATH=operator:runner $(BIN)/python -m gpubatch_operator.api.crd | diff crds/gpubatchjobs.yaml - || \
 	  { echo "crds/gpubatchjobs.yaml is not up to date: make generate"; exit 1; }
 	$(BIN)/python hack/chart --check
+	$(BIN)/python hack/apidocs --check
 	$$(hack/cluster tool helm) lint --strict charts/gpubatch
 
 format: $(VENV)/ready ## Format the code
@@ -42,6 +43,7 @@ format: $(VENV)/ready ## Format the code
 generate: $(VENV)/ready ## Make the generated files anew: CRD, chart
 	PYTHONPATH=operator:runner $(BIN)/python -m gpubatch_operator.api.crd > crds/gpubatchjobs.yaml
 	$(BIN)/python hack/chart
+	$(BIN)/python hack/apidocs
 
 constraints: ## Pin the newest versions of all Python packages
 	python3 -m venv $(CACHE)/venv-constraints

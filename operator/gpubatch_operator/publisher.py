@@ -16,6 +16,7 @@ from gpubatch_operator.core import publish
 from gpubatch_operator.core.estimate import Durations, Estimate, replay
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.reconciler import Reconciler, write_status
@@ -43,7 +44,7 @@ class Publisher:
             self._reconciler.planned.clear()
             try:
                 await self.once(time.time())
-            except (ApiError, OSError, TimeoutError) as e:
+            except ApiError as e:
                 log.warning("publishing failed, the next one may succeed: %s", e)
             await asyncio.sleep(PAUSE)
 
@@ -58,12 +59,15 @@ class Publisher:
         blockers = publish.Blockers(nodes)
         gate = asyncio.Semaphore(PARALLEL)
 
+        def why(job: Job) -> tuple[Reason, str]:
+            return publish.backoff(job) if job.not_before > now else blockers.of(job.shape)
+
         async def write(job: Job, position: int | None) -> None:
             status, estimate = copy.deepcopy(dict(job.status)), estimates.get(job.uid)
             if position is None:
                 publish.estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
             else:
-                publish.waiting(job, status, position, blockers.of(job.shape), _shown(job, estimate))
+                publish.waiting(job, status, position, why(job), _shown(job, estimate))
             async with gate:
                 await write_status(self._client, self._store, job, status)
 
@@ -78,7 +82,7 @@ class Publisher:
             if len(todo) >= WRITES:
                 self._reconciler.planned.set()
                 break
-            if publish.stale(job, position, blockers.of(job.shape), _shown(job, estimates.get(job.uid)), now):
+            if publish.stale(job, position, why(job), _shown(job, estimates.get(job.uid)), now):
                 todo.append((job, position))
         results = await asyncio.gather(*(write(*t) for t in todo), return_exceptions=True)
         for result in results:

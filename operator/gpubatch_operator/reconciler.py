@@ -34,6 +34,7 @@ from gpubatch_operator.settings import Settings
 
 JSON = dict[str, Any]
 T = TypeVar("T")
+PARALLEL = 32  # requests to the API server at a time; the client's pool has room for the others' too
 TICK = 5.0  # time alone changes some answers: patience runs out
 
 log = logging.getLogger(__name__)
@@ -85,11 +86,13 @@ class Reconciler:
         self._limits = Limits(
             image_pull_seconds=settings.image_pull_seconds,
             start_seconds=settings.start_seconds,
+            unschedulable_seconds=settings.unschedulable_seconds,
             engine_restarts=settings.engine_restarts,
             runner_restarts=settings.runner_restarts,
         )
         self._retry_at: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
         self.last_plan = Plan((), ())
@@ -116,7 +119,7 @@ class Reconciler:
         await self._each(touched, self._advance, str)
         await self._inspect_some()
         with metrics.PLAN_SECONDS.time():
-            self.last_plan = plan(self._store.snapshot())
+            self.last_plan = plan(self._store.snapshot(time.time()))
         metrics.PENDING.set(len(self.last_plan.queue))
         metrics.ACTIVE.set(len(self._store.active))
         await self._each(self.last_plan.admissions, self._admit, lambda a: a.job.uid)
@@ -126,9 +129,14 @@ class Reconciler:
         return max(0.01, min(TICK, next_retry - time.time()))
 
     async def _each(self, items: Iterable[T], do: Callable[[T], Awaitable[None]], uid: Callable[[T], str]) -> None:
-        """Do it for all at once (the client's pool bounds that); who fails is tried again later and later."""
-        todo = list(items)
-        results = await asyncio.gather(*(do(i) for i in todo), return_exceptions=True)
+        """Do it for all, `PARALLEL` at a time; who fails is tried again later and later."""
+        todo, gate = list(items), asyncio.Semaphore(PARALLEL)
+
+        async def one(item: T) -> None:
+            async with gate:
+                await do(item)
+
+        results = await asyncio.gather(*(one(i) for i in todo), return_exceptions=True)
         for item, result in zip(todo, results, strict=True):
             key = uid(item)
             if not isinstance(result, BaseException):
@@ -139,8 +147,8 @@ class Reconciler:
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(30.0, 0.25 * 2 ** min(count, 8))
             self._retry_at[key] = time.time() + delay
-            known = isinstance(result, (ApiError, OSError, TimeoutError))
-            log.warning("will be tried again in %.1f s: %s: %s", delay, key, result, exc_info=None if known else result)
+            unforeseen = None if isinstance(result, ApiError) else result
+            log.warning("will be tried again in %.1f s: %s: %s", delay, key, result, exc_info=unforeseen)
 
     # --- one job
 
@@ -148,6 +156,7 @@ class Reconciler:
         store, job = self._store, self._store.jobs.get(uid)
         family = store.pods_for(uid)
         if job is None:
+            self._refused_since.pop(uid, None)
             for pod in family:
                 for action in lifecycle.orphan(pod):
                     await self._act(None, action)
@@ -239,12 +248,12 @@ class Reconciler:
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         try:
             self._store.put_pod(await self._client.create(path, pod))
+            self._refused_since.pop(job.uid, None)
         except ApiError as e:
             if e.status == 409 and e.reason == "AlreadyExists":
                 await self._adopt(job, f"{path}/{pod['metadata']['name']}")
             elif e.status in (400, 403, 404, 422):
-                await self._rejected(job, e)
-                if e.status == 403 and self._patient(job):
+                if await self._rejected(job, e):
                     raise  # tried again, later and later
             else:
                 raise
@@ -259,22 +268,26 @@ class Reconciler:
                 job, ApiError(409, "AlreadyExists", f"a pod {raw['metadata']['name']} of another owner exists")
             )
 
-    async def _rejected(self, job: Job, error: ApiError) -> None:
-        """The API server refuses the pod: the job can't run as it is written.
+    async def _rejected(self, job: Job, error: ApiError) -> bool:
+        """The API server refuses the pod; whether to try it again.
 
-        Forbidden may change by itself: a namespace that was made a moment ago has no service account yet.
+        What is wrong with the job is final. Forbidden may change by itself: a quota gets free, a namespace that was
+        made a moment ago gets its service account.
         """
         current = self._store.jobs.get(job.uid)
         if current is None or current.phase in FINISHED:
-            return
-        final = error.status != 403 or not self._patient(current)
-        status = lifecycle.rejected(current, f"the API server refused the pod: {error.message}", time.time(), final)
+            return False
+        now, message = time.time(), f"the API server refused the pod: {error.message}"
+        since = self._refused_since.setdefault(job.uid, now)
+        quota = error.status == 403 and "exceeded quota" in error.message
+        final = error.status != 403 or now >= since + self._settings.start_seconds
+        if quota:
+            status = lifecycle.over_quota(current, message, now)
+        else:
+            status = lifecycle.rejected(current, message, now, final)
         if await write_status(self._client, self._store, current, status):
             self._announce(current, status)
-
-    def _patient(self, job: Job) -> bool:
-        since = job.attempt.started if job.attempt and job.phase is not Phase.VALIDATING else job.queued_at
-        return time.time() < since + self._settings.start_seconds
+        return current.phase is Phase.VALIDATING if quota else not final
 
     async def _release(self, pod: Pod) -> None:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"

@@ -42,6 +42,14 @@ class Settings(BaseModel):
     start_seconds: float = Field(
         default=60, ge=1, description="The same for containers that can't be created: a missing Secret, a bad command."
     )
+    unschedulable_seconds: float = Field(
+        default=120,
+        ge=1,
+        description="A runner pod that kube-scheduler can't place for so long gives its slot up; the job waits again.",
+    )
+    runner_memory: str = Field(
+        default="1Gi", pattern=r"^[0-9]+(Mi|Gi)$", description="Memory limit of the runner's container."
+    )
     engine_restarts: int = Field(default=5, ge=1, description="An engine that ended so many times ends the attempt.")
     runner_restarts: int = Field(default=10, ge=1, description="The same for the runner.")
     progress_seconds: float = Field(default=2.0, gt=0, description="How often each runner is asked for its progress.")

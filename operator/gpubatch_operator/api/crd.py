@@ -21,8 +21,16 @@ KIND = "GPUBatchJob"
 PLURAL = "gpubatchjobs"
 API_VERSION = f"{GROUP}/{VERSION}"
 
-# What may still be edited once the job has been admitted: who is told about it, and how urgent it was.
-FROZEN_ONCE_ADMITTED = ("gpus", "gpuResource", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets")
+# Of webhooks, deliveries are recorded by index.
+FROZEN_ONCE_ADMITTED = (
+    "webhooks",
+    "gpus",
+    "gpuResource",
+    "nodeSelector",
+    "tolerations",
+    "serviceAccountName",
+    "imagePullSecrets",
+)
 ADMITTED = "has(oldSelf.status) && has(oldSelf.status.phase) && !(oldSelf.status.phase in ['Validating', 'Queued'])"
 
 COLUMNS = (

@@ -37,6 +37,7 @@ class Pending(ApiModel):
     reason: Annotated[str, Field(max_length=256)]
     message: Message
     next_step: Message | None = Field(default=None, description="What you can do about it, if anything.")
+    since: Time | None = Field(default=None, description="Of a trouble: when it was first seen.")
 
 
 class Usage(ApiModel):

@@ -116,11 +116,21 @@ def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
     """The status of a job whose pod the API server refused to create, for good or for now."""
     status: JSON = copy.deepcopy(dict(job.status))
     if not final:
-        status["pending"] = Trouble(Reason.POD_REJECTED, message, now).pending()
+        Trouble(Reason.POD_REJECTED, message).show(status, now)
         return status
     if job.attempt and job.phase in ACTIVE:
         _finish(status, job.attempt, AttemptState.FAILED, Reason.POD_REJECTED, message, now)
     return _fail(job, status, Reason.POD_REJECTED, message, now)
+
+
+def over_quota(job: Job, message: str, now: float) -> JSON:
+    """The status of a job whose pod exceeds its namespace's quota: it waits, and holds no slot meanwhile."""
+    status: JSON = copy.deepcopy(dict(job.status))
+    if job.attempt and job.phase in ACTIVE:
+        attempt = replace(job.attempt, reason=Reason.QUOTA, message=message)
+        return _ended_without_word(job, status, attempt, message, now)
+    Trouble(Reason.QUOTA, message).show(status, now)
+    return status
 
 
 # --- the phases
@@ -146,11 +156,11 @@ def _validating(job: Job, status: JSON, pods: Sequence[Pod], now: float, limits:
         return Step(status, (Inspect(),))
     if pod.finished and not pod.deleting:  # without a verdict: evicted, most likely; a fresh one will do
         return Step(status, (Remove(pod),))
-    if trouble := trouble_of(pod, now, limits):
-        if trouble.final_at <= now:
+    if trouble := trouble_of(pod, limits):
+        final_at = trouble.show(status, now)
+        if final_at <= now:
             return Step(_fail(job, status, trouble.reason, trouble.message, now))
-        status["pending"] = trouble.pending()
-        return Step(status, retry_at=trouble.final_at)
+        return Step(status, retry_at=final_at)
     status["pending"] = dict(BEING_CHECKED)
     return Step(status)
 
@@ -211,16 +221,17 @@ def _active(
     if pod.node and attempt.pod_uid is None:
         attempt = replace(attempt, pod_uid=pod.uid)
         _record(status, attempt)
-    trouble = trouble_of(pod, now, limits)
+    trouble = trouble_of(pod, limits)
     if trouble is None:
         status.pop("pending", None)
         return Step(_progressing(job, status, pod, report))
-    status["pending"] = trouble.pending()
-    if trouble.final_at <= now and not pod.deleting:
-        reason, message = trouble.reason, trouble.message
-        _record(status, replace(attempt, state=AttemptState.STOPPING, reason=reason, message=message))
+    final_at = trouble.show(status, now)
+    if final_at <= now and not pod.deleting:
+        # What holds the node's room is no fault of the job's: it goes back into the queue and may try elsewhere.
+        state = AttemptState.ACTIVE if trouble.reason is Reason.UNSCHEDULABLE else AttemptState.STOPPING
+        _record(status, replace(attempt, state=state, reason=trouble.reason, message=trouble.message))
         return Step(status, (Remove(pod),))
-    return Step(_progressing(job, status, pod, report), retry_at=trouble.final_at)
+    return Step(_progressing(job, status, pod, report), retry_at=final_at)
 
 
 def _progressing(job: Job, status: JSON, pod: Pod, report: ProgressReport | None) -> JSON:
@@ -240,11 +251,11 @@ def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JS
     if job.inference:
         if outcome is not None:
             return _outcome(job, status, attempt, outcome, now)
-    elif pod.deleting or pod.disrupted or attempt.state is AttemptState.STOPPING:
+    elif not pod.ended_by_itself or attempt.state is AttemptState.STOPPING:
         pass  # it was ended from outside: even an exit code of 0 doesn't say that the work is done
     elif pod.phase == "Succeeded":
         return _succeed(job, status, attempt, "the pod succeeded", now)
-    elif pod.phase == "Failed":
+    elif pod.phase == "Failed" and pod.started:  # else the kubelet refused it, and nothing of it ever ran
         message = pod.failure or "the pod failed without a word"
         return _fail(
             job,
@@ -281,15 +292,16 @@ def _ended_without_word(
         if outcome is not None:
             progress.conclude(status, outcome, now)
         return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
-    message = f"attempt {attempt.number} on {attempt.node} was lost: {what}"
-    status = _finish(status, attempt, AttemptState.LOST, Reason.LOST, message, now)
-    if attempt.number >= MAX_ATTEMPTS:
+    reason = attempt.reason or Reason.LOST
+    message = f"attempt {attempt.number} on {attempt.node} was lost: {attempt.message or what}"
+    status = _finish(status, attempt, AttemptState.LOST, reason, message, now)
+    if sum(a["state"] == "Lost" and a.get("reason") == "Lost" for a in status["attempts"]) >= MAX_ATTEMPTS:
         message = f"{MAX_ATTEMPTS} attempts were lost; the last: {message}"
         return _fail(job, status, Reason.TOO_MANY_LOST_ATTEMPTS, message, now)
     status["phase"] = Phase.QUEUED.value
     for key in ("nodeName", "podName", "startTime", "progress", "queuePosition", "pending", "estimatedCompletionTime"):
         status.pop(key, None)
-    conditions.put(status, "Admitted", False, Reason.LOST, message, now, job.generation)
+    conditions.put(status, "Admitted", False, reason, message, now, job.generation)
     return status
 
 

@@ -105,6 +105,8 @@ class Job:
     attempts: int  # the number of the newest
     status: Mapping[str, Any] = field(repr=False)
     rank: tuple[int, float, int, str] = field(repr=False, default=(0, 0.0, 0, ""))
+    not_before: float = 0.0  # in back-off until then, after attempts that were lost
+    deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,23 @@ class Pod:
     engine_restarts: int
     engine_down: bool  # it has ended and isn't running again yet
     engine_end: tuple[str, str] | None  # reason and message of the engine's last end
+    ended_at: float | None = None  # when the main container ended
+    deleted_at: float | None = None  # when somebody asked for its deletion
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
 
     @property
     def finished(self) -> bool:
         """Nothing of it runs any more, and nothing will."""
         return self.gone or self.killed or self.phase in ("Succeeded", "Failed")
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """It had ended before anybody deleted or disrupted it; its exit code is that of its work."""
+        if self.disrupted:
+            return False
+        if not (self.deleting or self.gone):
+            return True
+        return self.ended_at is not None and self.deleted_at is not None and self.ended_at < self.deleted_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +198,4 @@ class Snapshot:
     waiting: Sequence[Job]
     nodes: Sequence[Node]
     occupied: Sequence[Occupant]
+    now: float = 0.0

@@ -41,8 +41,8 @@ def plan(snapshot: Snapshot) -> Plan:
     for job in order:
         if not rooms.free:
             break
-        # A job whose input is still being validated keeps its place and blocks nobody.
-        if job.phase is not Phase.QUEUED or job.shape in full:
+        # A job whose input is still being validated, or that is in back-off, keeps its place and blocks nobody.
+        if job.phase is not Phase.QUEUED or job.shape in full or job.not_before > snapshot.now:
             continue
         if place := rooms.take(job.shape):
             admissions.append(Admission(job, *place))

@@ -68,6 +68,12 @@ class Blockers:
         return Reason.NO_MATCHING_NODE, misfits(shape, self._nodes)
 
 
+def backoff(job: Job) -> tuple[Reason, str]:
+    """Why a job waits that is in back-off."""
+    last = f": {job.attempt.message}" if job.attempt and job.attempt.message else ""
+    return Reason.BACKOFF, f"until {iso(job.not_before)}{last}"
+
+
 def waiting(job: Job, status: JSON, position: int, blocker: tuple[Reason, str], estimate: Estimate | None) -> None:
     """The status with the view of a waiting job put in, in place."""
     status["queuePosition"] = position

@@ -17,6 +17,8 @@ class Reason(StrEnum):
     NO_GPU_NODES = "NoGPUNodes"
     NO_MATCHING_NODE = "NoMatchingNode"
     UNSCHEDULABLE = "Unschedulable"
+    BACKOFF = "Backoff"
+    QUOTA = "Quota"
     # what is fine
     VALID = "Valid"
     INVALID_LINES_SKIPPED = "InvalidLinesSkipped"
@@ -39,6 +41,8 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.NO_MATCHING_NODE: "Compare spec.gpus, spec.nodeSelector and spec.tolerations with the nodes' labels, "
     "taints and GPUs.",
     Reason.UNSCHEDULABLE: "Look at what else holds the node's GPUs or memory, or at the volumes that the job names.",
+    Reason.BACKOFF: "Read in status.attempts why its attempts were lost.",
+    Reason.QUOTA: "Wait for others of the namespace to end, or ask for more quota.",
     Reason.IMAGE_PULL_FAILED: "Check the image's name and tag, and spec.imagePullSecrets.",
     Reason.CONTAINER_NOT_STARTED: "Check the Secrets, ConfigMaps and commands that the job names.",
     Reason.ENGINE_OUT_OF_MEMORY: "Raise spec.inference.engine.resources.limits.memory, or lower the engine's needs.",

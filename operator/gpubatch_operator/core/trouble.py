@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpubatch_operator.core.clock import iso, seconds
 from gpubatch_operator.core.model import JSON, Pod
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
@@ -21,27 +22,30 @@ class Limits:
 
     image_pull_seconds: float = 300
     start_seconds: float = 60
+    unschedulable_seconds: float = 120
     engine_restarts: int = 5
     runner_restarts: int = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """`final_at`: when the attempt is given up, seconds since the epoch."""
+    """`patience`: seconds from the first sight of it until the attempt is given up."""
 
     reason: Reason
     message: str
-    final_at: float
+    patience: float = 0.0
 
-    def pending(self) -> JSON:
-        """The trouble as `status.pending`."""
-        out = {"reason": self.reason.value, "message": self.message[:4096]}
+    def show(self, status: JSON, now: float) -> float:
+        """Put it into `status.pending`, in place; when patience ends, seconds since the epoch."""
+        old = status.get("pending", {})
+        since = old["since"] if old.get("reason") == self.reason and "since" in old else iso(now)
+        status["pending"] = {"reason": self.reason.value, "message": self.message[:4096], "since": since}
         if step := NEXT_STEP.get(self.reason):
-            out["nextStep"] = step
-        return out
+            status["pending"]["nextStep"] = step
+        return seconds(since) + self.patience
 
 
-def trouble_of(pod: Pod, now: float, limits: Limits) -> Trouble | None:
+def trouble_of(pod: Pod, limits: Limits) -> Trouble | None:
     """The dominant trouble of a pod that hasn't finished, or None if it is well as far as the kubelet can tell."""
     given_up = pod.engine_restarts >= limits.engine_restarts
     if pod.engine_end and (given_up or pod.engine_down):
@@ -51,20 +55,20 @@ def trouble_of(pod: Pod, now: float, limits: Limits) -> Trouble | None:
             Reason.ENGINE_OUT_OF_MEMORY if oom else Reason.ENGINE_CRASHED,
             f"the engine ended {max(1, pod.engine_restarts)} times, the last time with {reason}"
             + (f": {message.strip()[-2000:]}" if message.strip() else ""),
-            now if given_up else NEVER,
+            0.0 if given_up else NEVER,
         )
     if pod.restarts >= limits.runner_restarts:
-        return Trouble(Reason.RUNNER_CRASHED, f"the runner crashed {pod.restarts} times: {pod.failure or ''}", now)
+        return Trouble(Reason.RUNNER_CRASHED, f"the runner crashed {pod.restarts} times: {pod.failure or ''}")
     if t := pod.trouble:
         what = f"container {t.container}: {t.reason}: {t.message}"
         if t.reason == "InvalidImageName":
-            return Trouble(Reason.IMAGE_PULL_FAILED, what, now)
+            return Trouble(Reason.IMAGE_PULL_FAILED, what)
         if t.reason in PULL:
-            return Trouble(Reason.IMAGE_PULL_FAILED, what, pod.created + limits.image_pull_seconds)
+            return Trouble(Reason.IMAGE_PULL_FAILED, what, limits.image_pull_seconds)
         if t.reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-            return Trouble(Reason.CONTAINER_NOT_STARTED, what, pod.created + limits.start_seconds)
+            return Trouble(Reason.CONTAINER_NOT_STARTED, what, limits.start_seconds)
     if pod.unschedulable and pod.node is None:
-        # Somebody else's pods may hold the GPU: that can last, and the job doesn't fail for it.
-        final = pod.created + limits.start_seconds if pod.kind == "inspect" else NEVER
-        return Trouble(Reason.UNSCHEDULABLE, pod.unschedulable, final)
+        # An inspection holds no slot and may wait, for an autoscaler say; a runner pod has to give its slot up.
+        patience = NEVER if pod.kind == "inspect" else limits.unschedulable_seconds
+        return Trouble(Reason.UNSCHEDULABLE, pod.unschedulable, patience)
     return None

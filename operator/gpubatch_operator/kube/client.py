@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client as k8s
 from kubernetes.aio import config
 
@@ -21,7 +22,7 @@ PAGE = 500
 
 
 class ApiError(Exception):
-    """The API server said no. `message` is its own sentence."""
+    """The API server said no, in its own sentence, or wasn't reached (status 0)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -61,8 +62,7 @@ class Client:
         """One request; the answer's body.
 
         Raises:
-            ApiError: Any status but 2xx.
-            OSError, asyncio.TimeoutError, aiohttp.ClientError: The server wasn't reached.
+            ApiError: Any status but 2xx; status 0 if the server wasn't reached.
         """
         headers = {"Accept": "application/json"}
         if body is not None:
@@ -77,9 +77,15 @@ class Client:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
-        await response.read()
-        data = json.loads(response.data) if response.data else {}
+        try:
+            response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
+            await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as e:
+            raise ApiError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+        try:
+            data = json.loads(response.data) if response.data else {}
+        except ValueError:  # from something between us and the API server
+            data = {"message": response.data[:200].decode(errors="replace")}
         if not 200 <= response.status < 300:
             raise ApiError(response.status, data.get("reason", ""), data.get("message", ""))
         return data if isinstance(data, dict) else {}

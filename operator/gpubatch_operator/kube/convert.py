@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.core import backoff
 from gpubatch_operator.core.clock import seconds
 from gpubatch_operator.core.model import (
     Attempt,
@@ -71,6 +73,8 @@ def job_of(raw: JSON) -> Job:
         attempts=attempts[-1]["number"] if attempts else 0,
         status=status,
         rank=rank(spec.priority, queued_at, ticket, meta["uid"]),
+        not_before=_not_before(attempts),
+        deleting="deletionTimestamp" in meta,
     )
 
 
@@ -104,7 +108,11 @@ def node_of(raw: JSON, slots: int) -> Node:
 
 
 def pod_of(raw: JSON, gone: bool = False) -> Pod:
-    """A pod of ours, as its labels tell."""
+    """A pod of ours, as its labels tell.
+
+    Raises:
+        ValueError, KeyError: It isn't: somebody else put our labels on it.
+    """
     meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
     main = _main(status.get("containerStatuses") or [], spec)
@@ -129,6 +137,11 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         created=seconds(meta["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         deleting="deletionTimestamp" in meta,
+        ended_at=_maybe_seconds(ended.get("finishedAt")),
+        # The API server writes the time at which the grace period ends.
+        deleted_at=seconds(meta["deletionTimestamp"]) - (meta.get("deletionGracePeriodSeconds") or 0)
+        if "deletionTimestamp" in meta
+        else None,
         killed=meta.get("deletionGracePeriodSeconds") == 0,
         gone=gone,
         has_finalizer=FINALIZER in (meta.get("finalizers") or []),
@@ -194,6 +207,12 @@ def _attempt(a: JSON) -> Attempt:
         reason=a.get("reason"),
         message=a.get("message"),
     )
+
+
+def _not_before(attempts: list[JSON]) -> float:
+    lost = list(itertools.takewhile(lambda a: a["state"] == AttemptState.LOST, reversed(attempts)))
+    ended = lost[0].get("endTime") if lost else None
+    return seconds(ended) + backoff.delay(len(lost)) if ended else 0.0
 
 
 def _model(spec: JobSpec) -> str:

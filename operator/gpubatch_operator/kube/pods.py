@@ -206,7 +206,7 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
             {"name": "TMPDIR", "value": contract.JOURNAL_DIR},
         ],
         "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": settings.runner_memory}},
         "securityContext": LOCKED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,

@@ -19,6 +19,7 @@ from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Snapshot
 from gpubatch_operator.core.phases import ACTIVE, FINISHED
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube import convert
+from gpubatch_operator.kube.pods import pod_name
 
 JSON = dict[str, Any]
 TOMBSTONES = 4096
@@ -79,8 +80,8 @@ class Store:
 
     def put_pod(self, raw: JSON) -> None:
         """A pod of ours as the API server has it now."""
-        if self._newer(raw):
-            self._index(convert.pod_of(raw))
+        if self._newer(raw) and (pod := self._pod_of(raw)):
+            self._index(pod)
 
     def drop_pod(self, raw: JSON) -> None:
         """A pod that is deleted: it is kept, as gone, until its job has taken note of its last words."""
@@ -88,7 +89,8 @@ class Store:
         if uid in self._deleted:
             return
         self._bury(uid)
-        self._index(convert.pod_of(raw, gone=True))
+        if pod := self._pod_of(raw, gone=True):
+            self._index(pod)
 
     def lose_pod(self, uid: str) -> None:
         """A pod whose deletion was missed: it is gone with what was last seen of it."""
@@ -140,20 +142,31 @@ class Store:
         return done
 
     def pods_for(self, uid: str) -> list[Pod]:
-        """The pods of a job, gone ones whose end wasn't looked at yet among them."""
-        return list(self.pods_of.get(uid, {}).values())
+        """The pods of a job, gone ones whose end wasn't looked at yet among them.
 
-    def snapshot(self) -> Snapshot:
+        Labels can be copied, a name in the job's namespace can't be used twice: only a pod under the name that we
+        derive for it speaks for the job.
+        """
+        found, job = self.pods_of.get(uid, {}).values(), self.jobs.get(uid)
+        return [p for p in found if job is None or _is_ours(p, job)]
+
+    def snapshot(self, now: float) -> Snapshot:
         """What a plan is made of."""
-        return Snapshot(tuple(self.waiting.values()), tuple(self.nodes.values()), tuple(self._occupied()))
+        return Snapshot(tuple(self.waiting.values()), tuple(self.nodes.values()), tuple(self._occupied()), now)
 
     def _occupied(self) -> Iterable[Occupant]:
         """Slots of pods that live, and of attempts without one: not there yet, or its end isn't recorded yet."""
-        pods = [p for p in self.pods.values() if p.kind == "run" and not p.finished]
-        for p in pods:
-            if (node := p.node or p.target) and p.slot is not None:
+        seen: set[tuple[str, int]] = set()
+        for p in self.pods.values():
+            if p.kind != "run" or p.slot is None or p.finished:
+                continue
+            job = self.jobs.get(p.job_uid)
+            ours = job is not None and _is_ours(p, job)
+            if ours:
+                seen.add((p.job_uid, p.attempt))
+            # Where it is bound, it keeps others out of its slot, whoever made it; unbound, it must be one of ours.
+            if node := p.node or (p.target if ours else None):
                 yield Occupant(node, p.slot, p.resource, p.gpus)
-        seen = {(p.job_uid, p.attempt) for p in pods}
         for job in self.active.values():
             if (a := job.attempt) and (job.uid, a.number) not in seen:
                 yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
@@ -169,13 +182,21 @@ class Store:
         self.active.pop(job.uid, None)
         if job.phase in ACTIVE:
             self.active[job.uid] = job
-        elif job.phase is not None and job.phase not in FINISHED:
+        elif job.phase is not None and job.phase not in FINISHED and not job.deleting:
             self.waiting[job.uid] = job
 
     def _index(self, pod: Pod) -> None:
         self.pods[pod.uid] = pod
         self.pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
         self.touch(pod.job_uid)
+
+    def _pod_of(self, raw: JSON, gone: bool = False) -> Pod | None:
+        try:
+            return convert.pod_of(raw, gone)
+        except (ValueError, KeyError) as e:
+            name = f"{raw['metadata']['namespace']}/{raw['metadata']['name']}"
+            log.error("a pod with our labels isn't one of ours and is left alone: %s: %s", name, e)
+            return None
 
     def _newer(self, raw: JSON) -> bool:
         uid, version = raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"])
@@ -189,3 +210,8 @@ class Store:
         self._deleted[uid] = None
         if len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)
+
+
+def _is_ours(pod: Pod, job: Job) -> bool:
+    suffix = str(pod.attempt) if pod.kind == "run" else pod.kind
+    return pod.namespace == job.namespace and pod.name == pod_name(job.name, job.uid, suffix)

@@ -95,7 +95,7 @@ class Notifier:
         DELIVERIES.labels("delivered" if ok else "failed").inc()
         try:
             await self._record(uid, delivery["id"], ok, result, retry_after)
-        except (ApiError, OSError, TimeoutError) as e:
+        except ApiError as e:
             log.warning("a delivery wasn't recorded and will be repeated: %s: %s", delivery["id"], e)
 
     async def _send(self, http: httpx.AsyncClient, raw: JSON, delivery: JSON) -> httpx.Response:

@@ -121,8 +121,10 @@ def test_an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_in_the_end(
     stuck = pod(kind="inspect", trouble=ContainerTrouble("runner", "ImagePullBackOff", "no such image"))
     early = step(after(a_job()), stuck)
     assert (early.status["phase"], early.status["pending"]["reason"]) == ("Validating", "ImagePullFailed")
-    assert early.retry_at == EPOCH + LIMITS.image_pull_seconds
-    late = step(after(a_job()), stuck, now=EPOCH + 301)
+    assert early.retry_at == NOW + LIMITS.image_pull_seconds, "however long ago the pod was made"
+    again = replace(stuck, trouble=ContainerTrouble("runner", "ErrImagePull", "no such image"))
+    assert step(a_job(early.status), again, now=NOW + 100).retry_at == early.retry_at
+    late = step(a_job(early.status), stuck, now=NOW + LIMITS.image_pull_seconds)
     assert (late.status["phase"], condition(late.status, "Failed")["reason"]) == ("Failed", "ImagePullFailed")
     assert late.actions == (Remove(stuck),)
 
@@ -283,7 +285,8 @@ def test_words_that_are_not_the_runners_are_no_outcome(words: str | None):
 def test_a_template_succeeds_or_fails_with_its_pod():
     spec, held = template_spec(), {"has_finalizer": True, "node": "node-a"}
     assert step(admitted(spec), pod(phase="Succeeded", **held)).status["phase"] == "Succeeded"
-    failed = step(admitted(spec), pod(phase="Failed", failure="container train exited with code 3", **held)).status
+    died = pod(phase="Failed", started=True, failure="container train exited with code 3", **held)
+    failed = step(admitted(spec), died).status
     assert (failed["phase"], newest(failed)["reason"]) == ("Failed", "PodFailed")
     assert condition(failed, "Failed")["message"] == "container train exited with code 3"
 
@@ -296,6 +299,37 @@ def test_a_template_succeeds_or_fails_with_its_pod():
 def test_a_template_pod_ended_from_outside_is_lost_even_with_exit_code_0(how: JSON, phase: str):
     status = step(admitted(template_spec()), pod(phase=phase, **how)).status
     assert (status["phase"], newest(status)["state"]) == ("Queued", "Lost")
+
+
+def test_a_template_pod_that_had_ended_before_it_was_deleted_has_its_outcome():
+    ended = pod(phase="Succeeded", deleting=True, started=True, ended_at=NOW - 60, deleted_at=NOW - 5)
+    assert step(admitted(template_spec()), ended).status["phase"] == "Succeeded"
+    stopped = replace(ended, ended_at=NOW - 4)
+    assert step(admitted(template_spec()), stopped).status["phase"] == "Queued"
+
+
+def test_a_pod_that_the_kubelet_refuses_is_a_lost_attempt():
+    refused = pod(phase="Failed", node="node-a", failure="Pod was rejected: Allocate failed")
+    status = step(admitted(template_spec()), refused).status
+    assert (status["phase"], newest(status)["state"]) == ("Queued", "Lost")
+    assert "Allocate failed" in newest(status)["message"]
+
+
+def test_a_runner_pod_that_stays_unschedulable_gives_its_slot_up():
+    stuck = pod(unschedulable="0/1 nodes are available: 1 Insufficient memory.")
+    shown = step(admitted(), stuck)
+    assert shown.status["pending"]["reason"] == "Unschedulable"
+    late = step(a_job(shown.status), stuck, now=NOW + LIMITS.unschedulable_seconds)
+    assert late.actions == (Remove(stuck),)
+    lost = step(a_job(late.status), replace(stuck, gone=True), now=NOW + LIMITS.unschedulable_seconds).status
+    check_status(lost)
+    assert (lost["phase"], newest(lost)["state"], newest(lost)["reason"]) == ("Queued", "Lost", "Unschedulable")
+
+
+def test_a_job_over_its_quota_holds_no_slot():
+    status = lifecycle.over_quota(admitted(), "pods is forbidden: exceeded quota", NOW)
+    check_status(status)
+    assert (status["phase"], newest(status)["state"], newest(status)["reason"]) == ("Queued", "Lost", "Quota")
 
 
 def test_a_template_pods_finalizer_goes_only_when_its_outcome_is_recorded():

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpubatch_operator.core import backoff
 from gpubatch_operator.core.model import Job, Node, Occupant, Snapshot, Taint, Toleration
 from gpubatch_operator.core.order import in_order
 from gpubatch_operator.core.phases import Phase
@@ -241,3 +242,14 @@ def test_nobody_starves(there: list[Node], seed: int):
             break
     for one in waiting:
         assert all(misfit(one.shape, n) for n in there), f"{one.name} matches a node and never ran"
+
+
+def test_a_job_in_back_off_keeps_its_place_and_blocks_nobody():
+    resting, later = job("resting", ticket=1, not_before=100.0), job("later", ticket=2)
+    early = plan(Snapshot([resting, later], [node()], [], now=99.0))
+    assert ([a.job.name for a in early.admissions], [j.name for j in early.queue]) == (["later"], ["resting"])
+    assert plan(Snapshot([resting, later], [node()], [], now=100.0)).admissions[0].job.name == "resting"
+
+
+def test_attempts_that_are_lost_again_and_again_come_later_and_later():
+    assert [backoff.delay(n) for n in (0, 1, 2, 3, 4, 20)] == [0, 0, 10, 20, 40, 300]

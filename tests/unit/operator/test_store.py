@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from gpubatch_operator.core.model import Occupant
 from gpubatch_operator.core.phases import Phase
-from gpubatch_operator.kube.pods import runner_pod
+from gpubatch_operator.kube import convert
+from gpubatch_operator.kube.pods import pod_name, runner_pod
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import resync
 from gpubatch_operator.settings import Settings
@@ -33,13 +35,16 @@ TAKEN = [Occupant("node-a", 0, GPU, 1)]
 
 def raw_pod(version: int = 5, phase: str = "Pending", number: int = 1, uid: str = "pod-1") -> JSON:
     raw = raw_job(spec=inference_spec())
-    pod = runner_pod(raw, spec_of(raw), attempt(number), Settings())
+    name = pod_name("job", "uid-job", str(number))
+    pod = runner_pod(raw, spec_of(raw), replace(attempt(number), pod_name=name), Settings())
+    if phase != "Pending":
+        pod["spec"]["nodeName"] = "node-a"
     meta = {"uid": uid, "resourceVersion": str(version), "creationTimestamp": "2027-01-15T08:00:00Z"}
     return pod | {"metadata": pod["metadata"] | meta, "status": {"phase": phase}}
 
 
 def occupied(store: Store) -> list[Occupant]:
-    return list(store.snapshot().occupied)
+    return list(store.snapshot(0.0).occupied)
 
 
 def phase(store: Store) -> Phase | None:
@@ -73,7 +78,7 @@ def test_what_is_deleted_does_not_come_back():
     store.put_job(raw_job(status={"phase": "Queued"}, version=3))
     store.drop_job("uid-job")
     store.put_job(raw_job(status={"phase": "Queued"}, version=4))
-    assert (store.jobs, store.snapshot().waiting) == ({}, ())
+    assert (store.jobs, store.snapshot(0.0).waiting) == ({}, ())
     store.put_pod(raw_pod(5))
     store.drop_pod(raw_pod(6))
     store.put_pod(raw_pod(7))
@@ -142,7 +147,7 @@ def test_heartbeats_of_nodes_wake_nobody():
     store.changed.clear()
     store.drop_node("node-a")
     assert store.changed.is_set()
-    assert store.snapshot().nodes == ()
+    assert store.snapshot(0.0).nodes == ()
 
 
 def test_finished_jobs_are_handed_out_once_to_learn_from():
@@ -183,3 +188,16 @@ async def test_a_list_heals_what_events_missed():
     assert {j.name for j in store.jobs.values()} == {"kept", "new"}
     assert list(store.nodes) == ["new"]
     assert store.pods["pod-1"].gone
+
+
+def test_a_pod_with_our_labels_that_is_not_ours_is_left_alone():
+    store = Store(1)
+    store.put_job(raw_job(status=STARTING, version=4))
+    copied = raw_pod(5, "Running")
+    copied["metadata"] |= {"name": "debug-copy", "uid": "copy"}
+    store.put_pod(copied)
+    assert store.pods_for("uid-job") == [], "it doesn't speak for the job"
+    garbage = raw_pod(6)
+    garbage["metadata"] |= {"uid": "garbage", "labels": garbage["metadata"]["labels"] | {convert.ATTEMPT: "first"}}
+    store.put_pod(garbage)
+    assert "garbage" not in store.pods
