@@ -4,6 +4,7 @@
     ├── InputNotFound           nothing is at the input's location
     ├── InputUnreadable         the input's location makes no sense, or reading broke off
     ├── AccessDenied            the credentials do not allow what the job needs
+    │   └── NoCredentials       there are none; a service that hands them out may come back
     ├── OutputNotWritable       an output's location makes no sense, or cannot be written
     ├── InvalidRequests         no line, or not every line, of the input is a request
     ├── TooManyRequests         more requests than the limit of a job
@@ -46,6 +47,10 @@ class AccessDenied(RunnerError):
     """The credentials do not allow what the job needs."""
 
     reason = Reason.ACCESS_DENIED
+
+
+class NoCredentials(AccessDenied):
+    """There are no credentials, or the service that hands them out does not answer."""
 
 
 class OutputNotWritable(RunnerError):

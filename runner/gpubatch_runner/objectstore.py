@@ -12,8 +12,11 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from gpubatch_runner.contract import Storage
-from gpubatch_runner.failures import AccessDenied, InputNotFound, OutputNotWritable, RunnerError
+from gpubatch_runner.failures import AccessDenied, InputNotFound, NoCredentials, OutputNotWritable, RunnerError
 from gpubatch_runner.locations import Location
+
+ABSENT = ("NoSuch", "NotFound")
+"""How the codes begin by which S3 says that something isn't there."""
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
@@ -48,24 +51,42 @@ def told(location: Location) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        code = _code(str(error))
+        if code and not code.startswith(ABSENT):  # versitygw answers 404 to an access key that it doesn't know
+            raise _denied(location, error) from error
         raise _missing(location, str(error)) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise AccessDenied(
-            f"{location.field} {location.shown}: access denied ({reason(error)}); check the keys in the Secret that "
-            f"spec.inference.storage.secretName names, and that they may {_needs(location)}"
-        ) from error
+        raise _denied(location, error) from error
     except (BaseError, ValueError, OSError) as error:
+        if "169.254.169.254" in str(error) or "credential" in str(error).lower():
+            raise NoCredentials(
+                f"{location.field} {location.shown}: no credentials; create the Secret that spec.inference.storage."
+                "secretName names, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the service account a "
+                f"role ({reason(error)})"
+            ) from error
         raise location.problem(f"{_advice(str(error))} ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:
     """The telling part of an error of object storage: its code and message, or its first line."""
     text = str(error)
-    code = re.search(r"<Code>(.*?)</Code>", text)
     message = re.search(r"<Message>(.*?)</Message>", text)
-    if code:
-        return f"{code[1]}: {message[1]}" if message else code[1]
+    if code := _code(text):
+        return f"{code}: {message[1]}" if message else code
     return text.partition("\n")[0][:400] or type(error).__name__
+
+
+def _code(text: str) -> str:
+    """The code of S3's error document; '' if there is none."""
+    found = re.search(r"<Code>(.*?)</Code>", text)
+    return found[1] if found else ""
+
+
+def _denied(location: Location, error: BaseException) -> AccessDenied:
+    return AccessDenied(
+        f"{location.field} {location.shown}: access denied ({reason(error)}); check the keys in the Secret that "
+        f"spec.inference.storage.secretName names, and that they may {_needs(location)}"
+    )
 
 
 def _missing(location: Location, text: str) -> RunnerError:
@@ -81,8 +102,6 @@ def _needs(location: Location) -> str:
 
 
 def _advice(text: str) -> str:
-    if "169.254.169.254" in text or "credential" in text.lower():
-        return "no credentials; name a Secret in spec.inference.storage.secretName or give the service account a role"
     if "error sending request" in text or "Connect" in text:
         return "the storage could not be reached; check spec.inference.storage.endpoint"
     return "the storage refused the request"

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from gpubatch_runner.contract import Model, Outcome, RunSpec
 from gpubatch_runner.environment import Environment
-from gpubatch_runner.failures import AccessDenied, OutputNotWritable
+from gpubatch_runner.failures import AccessDenied, NoCredentials, OutputNotWritable
 from gpubatch_runner.journal import Header, header_of
 from gpubatch_runner.locations import JobLocations, Location, run_token
 from gpubatch_runner.stores import Store, open_store
@@ -220,7 +220,7 @@ async def _patiently(action: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await action()
-        except OutputNotWritable as error:
+        except (OutputNotWritable, NoCredentials) as error:
             if time.monotonic() - begin + delay > PATIENCE_SECONDS:
                 raise
             log.warning("upload failed; trying again", extra={"problem": str(error), "seconds": delay})
