@@ -217,6 +217,14 @@ def _active(
         return Step(_ended(job, status, attempt, pod, now))
     if attempt.state is AttemptState.STOPPING or (pod.node is None and not node_fits):
         return Step(status, () if pod.deleting else (Remove(pod),))
+    verdict = _document(pod) if job.inference else None
+    if verdict and not verdict["succeeded"] and verdict.get("reason") != INTERRUPTED:
+        # Only its engine still runs: while that loads its libraries it ignores SIGTERM, for all of the grace period.
+        status["pending"] = {
+            "reason": verdict.get("reason", "InternalError"),
+            "message": verdict.get("message", "")[:MAX_MESSAGE],
+        }
+        return Step(status)
 
     if pod.node and attempt.pod_uid is None:
         attempt = replace(attempt, pod_uid=pod.uid)

@@ -267,6 +267,13 @@ def test_a_failed_run_keeps_its_partial_results_and_says_why():
     assert condition(status, "Failed")["message"] == "bucket is gone"
 
 
+def test_the_reason_of_a_failed_run_is_shown_while_its_engine_still_ends():
+    words = outcome(succeeded=False, reason="EngineNotReady", message="no answer within 5 s")
+    status = step(admitted(), pod(node="node-a", phase="Running", terminated_message=words)).status
+    assert (status["phase"], status["pending"]["reason"]) == ("Starting", "EngineNotReady")
+    assert status["pending"]["message"] == "no answer within 5 s"
+
+
 def test_an_interrupted_run_goes_back_into_the_queue():
     words = outcome(succeeded=False, completed=1, reason="Interrupted")
     assert step(admitted(), pod(phase="Succeeded", terminated_message=words, deleting=True)).status["phase"] == "Queued"
