@@ -65,6 +65,8 @@ def path(name: str) -> Path:
     Raises:
         SetupError: there is no such program, or it can't be made.
     """
+    if name == "go":
+        return Path(_go())
     if name not in NAMES:
         raise SetupError(f"no tool {name!r}; there are: {', '.join(sorted(NAMES))}")
     target = folder() / name
