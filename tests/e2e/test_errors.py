@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from support.workloads import BUCKET, batch
 JSON = dict[str, Any]
 Say = Callable[[str], None]
 START_TIMEOUT = 5
+OWNER = "gpubatch.dev/job"
 
 
 @dataclass(frozen=True)
@@ -75,71 +76,146 @@ JOBS: dict[str, JSON] = {
 """Causes that are in the manifest, and what makes a good job have them."""
 
 
-def broken_job(cause: str) -> JSON:
-    """The manifest that has it."""
-    flaw = JOBS[cause]
-    job = batch("good", engine=flaw.get("engine"), inference=flaw.get("inference"))
+def name_of(cause: str) -> str:
+    """The name of the job that has it."""
+    return "lines" if cause in LINES else f"job-{list(JOBS).index(cause)}"
+
+
+def manifest(cause: str) -> JSON:
+    """The job that has it."""
+    flaw, name = JOBS[cause], name_of(cause)
+    inference = {"input": {"url": f"{BUCKET}/good.jsonl"}, **flaw.get("inference", {})}
+    job = batch(name, engine=flaw.get("engine"), inference=inference)
     job["spec"]["inference"]["storage"] |= flaw.get("storage", {})
-    return job | {"metadata": {"name": "job"}}
+    return job
 
 
 def test_each_row_of_the_table_is_tested_and_each_test_is_a_row() -> None:
     assert sorted(row.cause for row in rows()) == sorted([*LINES, *JOBS])
 
 
-# --- broken lines
+# --- all of them at once: those that are found before they wait, and those that take a slot
+
+
+@dataclass
+class Seen:
+    """A job from its creation to its end: when each reason was first in its status, and since when it could be."""
+
+    job: Job
+    begun: dict[str, float] = field(default_factory=dict)
+    shown: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def look(self, raw: JSON, pods: list[JSON]) -> None:
+        """Take note of what its status says now."""
+        self.job = job = Job(self.job.name, raw)
+        self.begun["creation"] = _seconds(raw["metadata"]["creationTimestamp"])
+        if start := job.status.get("startTime"):
+            self.begun["start"] = _seconds(start)
+        for end in filter(None, map(_engine_end, pods)):
+            self.begun.setdefault("the engine's end", end)
+        for found in (job.condition("Failed"), job.status.get("pending") or {}):
+            if "reason" in found:
+                self.shown.setdefault(found["reason"], (time.time(), found["message"]))
+        for error in (job.status.get("inspection") or {}).get("firstErrors", []):
+            _, code, message = error.split(": ", 2)
+            self.shown.setdefault(code, (time.time(), message))
+
+    def judge(self, row: Row, say: Say) -> str:
+        """What was said of a promise that was kept."""
+        assert row.reason in self.shown, f"never shown; {self.job.condition('Failed')}"
+        at, message = self.shown[row.reason]
+        seconds = at - self.begun[row.after]
+        say(f"{row.cause}: {row.reason} {seconds:.0f} s after {row.after}, {row.seconds} s promised")
+        say(f"  {message[:200]}")
+        assert seconds <= row.seconds
+        return message
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A job whose input had a broken line of each kind, as it ended."""
+class Outcome:
+    """All jobs as they ended, and the files of the one with broken lines."""
 
-    job: Job
-    shown_after: float
+    seen: dict[str, Seen]
     answers: list[JSON]
     errors: list[JSON]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def broken(installation: Installation) -> AsyncIterator[Broken]:
+async def outcome(installation: Installation, say: Say) -> Outcome:
     lines, _ = inputs.broken_requests()
     with installation.bucket() as bucket:
-        bucket.put("broken.jsonl", "\n".join([*lines, ""]).encode())
+        bucket.put("lines.jsonl", "\n".join([*lines, ""]).encode())
+        bucket.put("good.jsonl", "\n".join([*inputs.chat_requests(4), ""]).encode())
         async with installation.queue() as api:
-            await api.create(batch("broken"))
+            early = [row.cause for row in rows() if row.cause in JOBS and row.after == "creation"]
+            late = [cause for cause in JOBS if cause not in early]
+            say(f"{len(early)} jobs that should fail before they wait")
+            seen = await watch(api, [manifest(cause) for cause in early], say)
+            say(f"a job with broken lines, and {len(late)} that should fail later")
+            seen |= await watch(api, [batch("lines"), *map(manifest, late)], say)
+        return Outcome(seen, *(read_lines(bucket, f"lines.{kind}.jsonl") for kind in ("out", "errors")))
 
-            async def inspected() -> JSON | None:
-                job = await api.job("broken")
-                return job if "inspection" in job.get("status", {}) else None
 
-            job = await eventually("the input to be inspected", inspected)
-            shown_after = time.time() - _seconds(job["metadata"]["creationTimestamp"])
-            job = await api.phase("broken", "Succeeded", "Failed", patience=300)
-        answers, errors = (read_lines(bucket, f"broken.{kind}.jsonl") for kind in ("out", "errors"))
-    yield Broken(Job("broken", job), shown_after, answers, errors)
+async def watch(api: Api, jobs: list[JSON], say: Say) -> dict[str, Seen]:
+    """Create jobs and watch them until all have ended."""
+    seen = {job["metadata"]["name"]: Seen(Job(job["metadata"]["name"], job)) for job in jobs}
+    for job in jobs:
+        await api.create(job)
+
+    async def ended() -> bool:
+        pods = await api.pods()
+        for name, raw in (await api.jobs()).items():
+            if name not in seen:
+                continue
+            before = seen[name].job.phase
+            seen[name].look(raw, [p for p in pods if p["metadata"].get("annotations", {}).get(OWNER) == name])
+            if seen[name].job.phase != before:
+                say(f"{name}: {seen[name].job.phase}")
+        await asyncio.sleep(0.2)
+        return all(one.job.phase in ("Succeeded", "Failed") for one in seen.values())
+
+    await eventually("all jobs to end", ended, patience=600)
+    return seen
+
+
+def _engine_end(pod: JSON) -> float | None:
+    """When the pod's engine last ended."""
+    for status in pod["status"].get("initContainerStatuses") or []:
+        for state in (status.get("state") or {}, status.get("lastState") or {}):
+            if status["name"] == "engine" and "terminated" in state:
+                return _seconds(state["terminated"]["finishedAt"])
+    return None
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+# --- broken lines
 
 
 @pytest.mark.parametrize("row", [row for row in rows() if row.cause in LINES], ids=lambda row: row.reason)
-def test_a_broken_line_is_named_in_status_and_in_the_error_file(row: Row, broken: Broken, say: Say) -> None:
-    say(f"{row.cause}: {row.reason} after {broken.shown_after:.0f} s, {row.seconds} s promised")
+def test_a_broken_line_is_named_in_status_and_in_the_error_file(row: Row, outcome: Outcome, say: Say) -> None:
     assert row.reason == LINES[row.cause]
+    job = outcome.seen["lines"]
+    job.judge(row, say)
     number = next(number for number, code in inputs.broken_requests()[1].items() if code == row.reason)
-    assert broken.shown_after <= row.seconds
-    [shown] = [e for e in broken.job.status["inspection"]["firstErrors"] if e.startswith(f"line {number}: ")]
+    [shown] = [e for e in job.job.status["inspection"]["firstErrors"] if e.startswith(f"line {number}: ")]
     assert f": {row.reason}: " in shown
-    [record] = [e for e in broken.errors if e["error"]["code"] == row.reason]
+    [record] = [e for e in outcome.errors if e["error"]["code"] == row.reason]
     assert record["error"]["line"] == number
     assert record["error"]["message"]
     assert record["response"] is None
 
 
-def test_the_valid_lines_beside_broken_ones_are_answered(broken: Broken) -> None:
+def test_the_valid_lines_beside_broken_ones_are_answered(outcome: Outcome) -> None:
     lines, flaws = inputs.broken_requests()
-    assert broken.job.phase == "Succeeded"
-    assert broken.job.condition("Validated")["reason"] == "InvalidLinesSkipped"
-    assert not answered_once(broken.answers, ids([x for i, x in enumerate(lines, 1) if i not in flaws]))
-    assert len(broken.errors) == len(flaws)
-    results = broken.job.status["results"]
+    job = outcome.seen["lines"].job
+    assert job.phase == "Succeeded"
+    assert job.condition("Validated")["reason"] == "InvalidLinesSkipped"
+    assert not answered_once(outcome.answers, ids([x for i, x in enumerate(lines, 1) if i not in flaws]))
+    assert len(outcome.errors) == len(flaws)
+    results = job.status["results"]
     assert (results["total"], results["completed"], results["failed"]) == (60, 55, 5)
 
 
@@ -147,50 +223,13 @@ def test_the_valid_lines_beside_broken_ones_are_answered(broken: Broken) -> None
 
 
 @pytest.mark.parametrize("row", [row for row in rows() if row.cause in JOBS], ids=lambda row: row.cause)
-async def test_what_is_wrong_with_a_job_is_in_its_status_in_time(
-    row: Row, api: Api, installation: Installation, say: Say
-) -> None:
-    with installation.bucket() as bucket:
-        bucket.put("good.jsonl", "\n".join([*inputs.chat_requests(4), ""]).encode())
-    await api.create(broken_job(row.cause))
-    begun: dict[str, float] = {}
-
-    async def shown() -> tuple[str, float] | None:
-        job = Job("job", await api.job("job"))
-        begun["creation"] = _seconds(job.raw["metadata"]["creationTimestamp"])
-        if start := job.status.get("startTime"):
-            begun["start"] = _seconds(start)
-        if "the engine's end" not in begun:
-            begun.update(await _engine_end(api))
-        for found in (job.condition("Failed"), job.status.get("pending") or {}):
-            if found.get("reason") == row.reason:
-                return found["message"], time.time()
-        assert job.phase not in ("Succeeded", "Failed"), job.condition("Failed")
-        await asyncio.sleep(0.2)
-        return None
-
-    message, at = await eventually(f"{row.reason} in status", shown, patience=row.seconds + 120)
-    say(f"{row.cause}: {row.reason} {at - begun[row.after]:.0f} s after {row.after}, {row.seconds} s promised")
-    say(f"  {message[:300]}")
-    job = await api.phase("job", "Failed", patience=180)
-    condition = Job("job", job).condition("Failed")
-    say(f"  Failed {_seconds(job['status']['completionTime']) - begun['creation']:.0f} s after creation")
-    assert condition["reason"] == row.reason
-    assert len(condition["message"]) > len(row.reason)
-    assert at - begun[row.after] <= row.seconds
+def test_what_is_wrong_with_a_job_is_in_its_status_in_time(row: Row, outcome: Outcome, say: Say) -> None:
+    seen = outcome.seen[name_of(row.cause)]
+    message = seen.judge(row, say)
+    assert len(message) > 20, "a sentence, not a code"
+    assert seen.job.phase == "Failed"
+    assert seen.job.condition("Failed")["reason"] == row.reason
+    took = _seconds(seen.job.status["completionTime"]) - seen.begun["creation"]
+    say(f"  Failed {took:.0f} s after creation")
     if row.after == "creation":
-        assert "attempts" not in job["status"], "it never took a GPU"
-
-
-async def _engine_end(api: Api) -> dict[str, float]:
-    """When the engine first ended, once it has."""
-    for pod in await api.pods():
-        for status in pod["status"].get("initContainerStatuses") or []:
-            for state in (status.get("state") or {}, status.get("lastState") or {}):
-                if status["name"] == "engine" and "terminated" in state:
-                    return {"the engine's end": _seconds(state["terminated"]["finishedAt"])}
-    return {}
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+        assert "attempts" not in seen.job.status, "it never took a GPU"
