@@ -14,6 +14,7 @@ from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
 PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
 NEVER = float("inf")
+INSPECT_RESTARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,11 @@ def trouble_of(pod: Pod, limits: Limits) -> Trouble | None:
             + (f": {message.strip()[-2000:]}" if message.strip() else ""),
             0.0 if given_up else NEVER,
         )
-    if pod.restarts >= limits.runner_restarts:
-        return Trouble(Reason.RUNNER_CRASHED, f"the runner crashed {pod.restarts} times: {pod.failure or ''}")
+    # An inspection is over in seconds: whatever restarts it is worth showing at once.
+    limit = limits.runner_restarts if pod.kind == "run" else INSPECT_RESTARTS
+    if pod.restarts >= limit or (pod.restarts and pod.kind == "inspect"):
+        what = f"the runner crashed {pod.restarts} times: {pod.failure or ''}"
+        return Trouble(Reason.RUNNER_CRASHED, what, 0.0 if pod.restarts >= limit else NEVER)
     if t := pod.trouble:
         what = f"container {t.container}: {t.reason}: {t.message}"
         if t.reason == "InvalidImageName":
