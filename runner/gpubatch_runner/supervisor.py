@@ -120,7 +120,7 @@ class Supervisor:
         self._settled.set()
 
     def _lost(self, problem: str) -> RunnerError:
-        look = "read the engine container's log and last state (kubectl logs POD -c engine --previous)"
+        look = "read the engine's log (kubectl logs POD -c engine, with --previous if it was restarted)"
         if self._workdir.state.engine_answered:
             return EngineFailed(
                 f"The engine died and did not answer {self._client.url}/health again within {self._start_timeout:g} s "
