@@ -189,6 +189,9 @@ class Store:
         self.pods[pod.uid] = pod
         self.pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
         self.touch(pod.job_uid)
+        job = self.jobs.get(pod.job_uid)
+        if pod.gone and job is not None and not _is_ours(pod, job):
+            self.forget_pod(pod)  # nobody will take note of its end
 
     def _pod_of(self, raw: JSON, gone: bool = False) -> Pod | None:
         try:

@@ -197,6 +197,8 @@ def test_a_pod_with_our_labels_that_is_not_ours_is_left_alone():
     copied["metadata"] |= {"name": "debug-copy", "uid": "copy"}
     store.put_pod(copied)
     assert store.pods_for("uid-job") == [], "it doesn't speak for the job"
+    store.drop_pod(copied)
+    assert store.pods == {}, "and isn't kept until somebody takes note of its end"
     garbage = raw_pod(6)
     garbage["metadata"] |= {"uid": "garbage", "labels": garbage["metadata"]["labels"] | {convert.ATTEMPT: "first"}}
     store.put_pod(garbage)
