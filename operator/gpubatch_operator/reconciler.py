@@ -225,9 +225,6 @@ class Reconciler:
                 )
             case lifecycle.Remove(pod):
                 await self._client.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", pod.uid)
-            case lifecycle.Hasten(pod):
-                path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
-                await self._client.delete(path, pod.uid, convert.ENGINE_GRACE_SECONDS)
             case lifecycle.Release(pod):
                 await self._release(pod)
 

@@ -45,24 +45,13 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
-class Hasten:
-    """Cut the rest of this deleted pod's grace period short: only its engine still runs, and has nothing to save.
-
-    An engine that is loading its libraries has no handler for SIGTERM yet and, as the first process of its container,
-    ignores it. It would hold the GPU for the two minutes that are meant for the runner's uploads.
-    """
-
-    pod: Pod
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """Take our finalizer off this pod: its outcome is recorded."""
 
     pod: Pod
 
 
-Action = Inspect | Run | Remove | Hasten | Release
+Action = Inspect | Run | Remove | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +91,6 @@ def advance(
 
 def orphan(pod: Pod) -> tuple[Action, ...]:
     """What to do with a pod whose job is gone: nobody will read its outcome any more."""
-    if pod.lingering:
-        return (Hasten(pod),)
     return (Release(pod),) if pod.has_finalizer and not pod.gone else ()
 
 
@@ -375,7 +362,6 @@ def _tidy(job: Job, phase: Phase, pods: Sequence[Pod]) -> tuple[Action, ...]:
     for pod in pods:
         if pod.gone:
             continue
-        out += [Hasten(pod)] if pod.lingering else []
         if pod.kind == "inspect" and phase is not Phase.VALIDATING and not pod.deleting:
             out.append(Remove(pod))
         if pod.kind == "run" and pod.attempt != current:

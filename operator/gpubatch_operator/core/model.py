@@ -165,7 +165,6 @@ class Pod:
     ended_at: float | None = None  # when the main container ended
     deleted_at: float | None = None  # when somebody asked for its deletion
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
-    lingering: bool = False  # deleted, and its runner has ended, but its engine has most of the grace period left
 
     @property
     def finished(self) -> bool:

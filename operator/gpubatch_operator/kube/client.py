@@ -115,11 +115,10 @@ class Client:
         """Merge a patch into an object."""
         return await self.request("PATCH", path, body, content_type=MERGE_PATCH)
 
-    async def delete(self, path: str, uid: str, grace: int | None = None) -> None:
-        """Delete the object if it is still this one; gone already is fine. `grace`: seconds, default the pod's own."""
-        options: JSON = {"preconditions": {"uid": uid}} | ({} if grace is None else {"gracePeriodSeconds": grace})
+    async def delete(self, path: str, uid: str) -> None:
+        """Delete the object if it is still this one; gone already is fine."""
         try:
-            await self.request("DELETE", path, options)
+            await self.request("DELETE", path, {"preconditions": {"uid": uid}})
         except ApiError as e:
             if e.status not in (404, 409):
                 raise

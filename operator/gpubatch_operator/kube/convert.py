@@ -33,7 +33,6 @@ NODE = "gpubatch.dev/node"
 RESOURCE = "gpubatch.dev/gpu-resource"
 GPUS = "gpubatch.dev/gpus"
 FINALIZER = "gpubatch.dev/outcome"
-ENGINE_GRACE_SECONDS = 5  # of an engine whose runner has ended in a deleted pod
 RUNNER = "runner"
 ENGINE = "engine"
 
@@ -144,9 +143,6 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         if "deletionTimestamp" in meta
         else None,
         killed=meta.get("deletionGracePeriodSeconds") == 0,
-        lingering=meta.get("deletionGracePeriodSeconds", 0) > ENGINE_GRACE_SECONDS
-        and bool(ended)
-        and "running" in engine_state,
         gone=gone,
         has_finalizer=FINALIZER in (meta.get("finalizers") or []),
         ip=status.get("podIP"),

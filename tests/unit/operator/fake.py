@@ -140,7 +140,7 @@ class Cluster:
     async def patch(self, path: str, body: JSON) -> JSON:
         return self._write(lambda: self._patch_pod(path, body) if "/pods/" in path else self._patch_status(path, body))
 
-    async def delete(self, path: str, uid: str, grace: int | None = None) -> None:
+    async def delete(self, path: str, uid: str) -> None:
         def do() -> None:
             pod = self.pods.get(path.rpartition("/")[2])
             if pod and pod["metadata"]["uid"] == uid:

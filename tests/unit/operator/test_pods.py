@@ -261,19 +261,6 @@ def test_only_a_peaceful_end_has_last_words():
     assert "exited with code 137" in (killed.failure or "")
 
 
-def test_a_deleted_pod_lingers_when_only_its_engine_still_runs():
-    raw = made(inference_spec())
-    raw["metadata"] |= {"uid": "pod-1", "creationTimestamp": "2027-01-15T08:00:00Z", "deletionGracePeriodSeconds": 120}
-    engine = {"name": "engine", "restartCount": 0, "state": {"running": {}}}
-    runner = {"name": "runner", "restartCount": 0, "state": {"running": {}}}
-    status = {"containerStatuses": [runner], "initContainerStatuses": [engine]}
-    assert not convert.pod_of(raw | {"status": status}).lingering
-    runner["state"] = {"terminated": {"exitCode": 0}}
-    assert convert.pod_of(raw | {"status": status}).lingering
-    raw["metadata"]["deletionGracePeriodSeconds"] = convert.ENGINE_GRACE_SECONDS
-    assert not convert.pod_of(raw | {"status": status}).lingering
-
-
 def test_the_engines_end_and_a_containers_trouble_are_seen():
     engine = {"name": "engine", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     engine["lastState"] = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
