@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubatch_operator.core import lifecycle
-from gpubatch_operator.core.lifecycle import Hasten, Inspect, Release, Remove, Run, Step, advance
+from gpubatch_operator.core.lifecycle import Inspect, Release, Remove, Run, Step, advance
 from gpubatch_operator.core.model import AttemptState, ContainerTrouble, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
 from gpubatch_operator.core.progress import ProgressReport
@@ -370,13 +370,6 @@ def test_the_pods_of_a_deleted_job_are_let_go():
     held = pod(has_finalizer=True)
     assert lifecycle.orphan(held) == (Release(held),)
     assert lifecycle.orphan(replace(held, gone=True)) == lifecycle.orphan(pod()) == ()
-
-
-def test_an_engine_that_ignores_its_end_does_not_hold_the_gpu_of_a_deleted_pod():
-    lingers = pod(node="node-a", phase="Running", deleting=True, lingering=True)
-    assert lifecycle.orphan(lingers) == (Hasten(lingers),)
-    assert step(admitted(), lingers).actions == (Hasten(lingers),)
-    assert step(queued(), lingers).actions == (Hasten(lingers),)
 
 
 def test_a_pod_that_the_api_server_refuses_fails_the_job():
