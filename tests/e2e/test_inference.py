@@ -214,7 +214,7 @@ def test_a_failing_receiver_is_tried_three_times_then_the_message_is_a_dead_lett
 # --- kill -9, and deletion, in the middle of a job
 
 
-SLOW = 60
+SLOW = 48
 AT_ONCE = 3
 
 
