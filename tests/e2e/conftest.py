@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from obstore.store import S3Store
 
 from demo_lib import tools
 from demo_lib.console import Console
+from localcluster.settings import current
+from localcluster.shell import lock
 from support.api import Api
 from support.installation import Installation, describe
 
@@ -47,7 +50,10 @@ def installation(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """The cluster with the operator in it."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     keep = os.environ.get("KEEP", "") not in ("", "0")
-    with capture.global_and_fixture_disabled():
+    with ExitStack() as held, capture.global_and_fixture_disabled():
+        # Two runs on one cluster would take each other's jobs away.
+        held.enter_context(lock(current().lock.with_suffix(".tests")))
+        request.addfinalizer(held.pop_all().close)
         console = Console()
         console.heading("A cluster with two nodes, and the project's images on them")
         was_up = tools.cluster_is_up()
