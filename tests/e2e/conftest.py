@@ -50,26 +50,26 @@ def installation(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """The cluster with the operator in it."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     keep = os.environ.get("KEEP", "") not in ("", "0")
-    with ExitStack() as held, capture.global_and_fixture_disabled():
-        # Two runs on one cluster would take each other's jobs away.
-        held.enter_context(lock(current().lock.with_suffix(".tests")))
-        request.addfinalizer(held.pop_all().close)
-        console = Console()
-        console.heading("A cluster with two nodes, and the project's images on them")
-        was_up = tools.cluster_is_up()
-        found = Installation(tools.cluster_up(), tools.load_images(), console)
-        console.heading("The operator by Helm, an S3 server, a receiver of webhooks")
-        found.remove()
-        found.install()
-        console.heading("The tests")
-    yield found
-    if keep:
-        return
-    with capture.global_and_fixture_disabled():
-        console.heading("Cleaning up")
-        found.remove()
-        if not was_up:
-            tools.cluster_down()
+    with ExitStack() as held:
+        with capture.global_and_fixture_disabled():
+            # Two runs on one cluster would take each other's jobs away.
+            held.enter_context(lock(current().lock.with_suffix(".tests")))
+            console = Console()
+            console.heading("A cluster with two nodes, and the project's images on them")
+            was_up = tools.cluster_is_up()
+            found = Installation(tools.cluster_up(), tools.load_images(), console)
+            console.heading("The operator by Helm, an S3 server, a receiver of webhooks")
+            found.remove()
+            found.install()
+            console.heading("The tests")
+        yield found
+        if keep:
+            return
+        with capture.global_and_fixture_disabled():
+            console.heading("Cleaning up")
+            found.remove()
+            if not was_up:
+                tools.cluster_down()
 
 
 @pytest.fixture(scope="session")
@@ -86,11 +86,8 @@ def bucket(installation: Installation) -> Iterator[S3Store]:
 
 
 @pytest.fixture
-async def api(
-    installation: Installation, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, say: Say
-) -> AsyncIterator[Api]:
+async def api(installation: Installation, request: pytest.FixtureRequest, say: Say) -> AsyncIterator[Api]:
     """The jobs' namespace, empty of jobs before and after."""
-    monkeypatch.setenv("KUBECONFIG", str(installation.kube.kubeconfig))
     start = time.monotonic()
     say(request.node.name)
     async with installation.queue() as api:

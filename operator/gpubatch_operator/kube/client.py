@@ -36,10 +36,10 @@ class Client:
         self._api = api
 
     @classmethod
-    async def connect(cls) -> Client:
-        """In a pod by its service account, else by kubeconfig."""
+    async def connect(cls, kubeconfig: str | None = None) -> Client:
+        """By this kubeconfig, else by $KUBECONFIG, else in a pod by its service account, else by the user's own."""
         configuration = k8s.Configuration()
-        kubeconfig = os.environ.get("KUBECONFIG")
+        kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")
         if "KUBERNETES_SERVICE_HOST" in os.environ and kubeconfig is None:
             config.load_incluster_config(client_configuration=configuration)
         else:
