@@ -121,7 +121,7 @@ class Installation:
 
     @asynccontextmanager
     async def queue(self) -> AsyncIterator[Api]:
-        """The jobs' namespace through $KUBECONFIG; at the end no job is left in it, nor a pod of one."""
+        """The jobs' namespace; at the end no job is left in it, nor a pod of one."""
         client = await Client.connect(str(self.kube.kubeconfig))
         api = Api(client, NAMESPACE)
         ours = {"labelSelector": "app.kubernetes.io/managed-by=gpubatch"}
