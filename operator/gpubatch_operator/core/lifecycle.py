@@ -119,7 +119,7 @@ def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
         Trouble(Reason.POD_REJECTED, message).show(status, now)
         return status
     if job.attempt and job.phase in ACTIVE:
-        _finish(status, job.attempt, AttemptState.FAILED, Reason.POD_REJECTED, message, now)
+        return _fail_attempt(job, status, job.attempt, Reason.POD_REJECTED, message, now)
     return _fail(job, status, Reason.POD_REJECTED, message, now)
 
 
@@ -265,13 +265,7 @@ def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JS
         return _succeed(job, status, attempt, "the pod succeeded", now)
     elif pod.phase == "Failed" and pod.started:  # else the kubelet refused it, and nothing of it ever ran
         message = pod.failure or "the pod failed without a word"
-        return _fail(
-            job,
-            _finish(status, attempt, AttemptState.FAILED, Reason.POD_FAILED, message, now),
-            Reason.POD_FAILED,
-            message,
-            now,
-        )
+        return _fail_attempt(job, status, attempt, Reason.POD_FAILED, message, now)
     what = (
         "its pod was deleted"
         if pod.gone or pod.deleting
@@ -288,7 +282,7 @@ def _outcome(job: Job, status: JSON, attempt: Attempt, outcome: JSON, now: float
         message = f"{outcome.get('completed', 0)} requests answered, {outcome.get('failed', 0)} failed"
         return _succeed(job, status, attempt, message, now)
     reason, message = outcome.get("reason", "InternalError"), outcome.get("message", "")
-    return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
+    return _fail_attempt(job, status, attempt, reason, message, now)
 
 
 def _ended_without_word(
@@ -299,7 +293,7 @@ def _ended_without_word(
         reason, message = attempt.reason or Reason.LOST, attempt.message or ""
         if outcome is not None:
             progress.conclude(status, outcome, now)
-        return _fail(job, _finish(status, attempt, AttemptState.FAILED, reason, message, now), reason, message, now)
+        return _fail_attempt(job, status, attempt, reason, message, now)
     reason = attempt.reason or Reason.LOST
     message = f"attempt {attempt.number} on {attempt.node} was lost: {attempt.message or what}"
     status = _finish(status, attempt, AttemptState.LOST, reason, message, now)
@@ -324,6 +318,12 @@ def _succeed(job: Job, status: JSON, attempt: Attempt, message: str, now: float)
     status = _finish(status, attempt, AttemptState.SUCCEEDED, None, None, now)
     conditions.put(status, "Complete", True, Reason.SUCCEEDED, message, now, job.generation)
     return _close(job, status, Phase.SUCCEEDED, now)
+
+
+def _fail_attempt(job: Job, status: JSON, attempt: Attempt, reason: str, message: str, now: float) -> JSON:
+    """The job fails with its attempt, for the same reason."""
+    status = _finish(status, attempt, AttemptState.FAILED, reason, message, now)
+    return _fail(job, status, reason, message, now)
 
 
 def _fail(job: Job, status: JSON, reason: str, message: str, now: float) -> JSON:
