@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from gpubatch_runner import logs
 from gpubatch_runner.contract import SPEC_ENV, Inspection, Outcome, Reason, RunSpec
 from gpubatch_runner.environment import Environment
-from gpubatch_runner.failures import Interrupted
+from gpubatch_runner.failures import Stopped
 from gpubatch_runner.preflight import inspect
 from gpubatch_runner.run import run
-from gpubatch_runner.stopping import unless
+from gpubatch_runner.stopping import Stop, unless
 from gpubatch_runner.verdict import write_verdict
 
 log = logging.getLogger(__name__)
@@ -60,15 +60,17 @@ def _refused(command: str, message: str) -> Outcome | Inspection:
 
 
 async def _stoppable(command: str, spec: RunSpec, environment: Environment) -> Outcome | Inspection:
-    stop = asyncio.Event()
+    terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, terminated.set)
     if command == "run":
-        return await run(spec, environment, stop)
+        return await run(spec, environment, terminated)
+    stop = Stop(terminated)
     try:
-        return await unless(stop, inspect(spec, environment))
-    except Interrupted as error:
+        async with stop.watching():
+            return await unless(stop, inspect(spec, environment))
+    except Stopped as error:
         return Inspection(valid=False, reason=error.reason, message=str(error))
 
 

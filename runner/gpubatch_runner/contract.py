@@ -32,6 +32,16 @@ CLAIMS_DIR = "/gpubatch/claims"
 CONFIGMAPS_DIR = "/gpubatch/configmaps"
 """`configmap://NAME/KEY` is the file `CONFIGMAPS_DIR/NAME/KEY` inside the runner's container."""
 
+POD_DIR = "/etc/gpubatch/pod"
+"""Where the runner sees its own pod's annotations (a downwardAPI volume)."""
+
+STOP_FILE = "stop"
+"""File in `POD_DIR`: empty or absent, or why the run is to stop, as the annotation `STOP_ANNOTATION` says."""
+
+STOP_ANNOTATION = "gpubatch.dev/stop"
+"""Annotation of the pod by which the operator tells a run to stop: `Cancelled` or `Suspended`. The runner sees it
+within seconds, saves and publishes what there is, and ends with that reason in its outcome."""
+
 TERMINATION_LIMIT = 4096
 """Bytes that the kubelet keeps of a termination message."""
 
@@ -55,6 +65,10 @@ class Reason(StrEnum):
     ENGINE_NOT_READY = "EngineNotReady"
     ENGINE_FAILED = "EngineFailed"
     ALL_REQUESTS_FAILED = "AllRequestsFailed"
+    CANCELLED = "Cancelled"
+    SUSPENDED = "Suspended"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    COMPLETION_WINDOW_EXCEEDED = "CompletionWindowExceeded"
     INTERRUPTED = "Interrupted"
     INTERNAL_ERROR = "InternalError"
 
@@ -112,6 +126,10 @@ class RunSpec(Model):
     max_retries: int = Field(default=3, description="Retries of one request on 429, 5xx and connection errors.")
     engine_url: str = f"http://127.0.0.1:{ENGINE_PORT}"
     engine_start_timeout_seconds: float = 1800.0
+    stop_at: float | None = Field(default=None, description="Unix time at which the run stops by itself.")
+    stop_reason: Literal["DeadlineExceeded", "CompletionWindowExceeded"] = Field(
+        default="DeadlineExceeded", description="The outcome's reason where `stop_at` ended the run."
+    )
 
 
 class Usage(Model):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from gpubatch_runner import records
 from gpubatch_runner.contract import LineError, Outcome, Reason
-from gpubatch_runner.failures import Interrupted, RunnerError
+from gpubatch_runner.failures import Ended, RunnerError, Stopped
 from gpubatch_runner.journal import Destination, Journal
 from gpubatch_runner.progress import RunProgress
 from gpubatch_runner.requests import Request
@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 Unanswered = Callable[[], Iterator[Request | LineError]]
 """Yields the lines of the input that have no result."""
+
+Files = tuple[Callable[[], Iterator[bytes]], Callable[[], Iterator[bytes]]]
+"""The records of the output and of the error file."""
 
 
 class Ending:
@@ -44,7 +47,9 @@ class Ending:
             if journal is None:
                 assert error is not None
                 return await self._without_results(error)
-            if isinstance(error, Interrupted):
+            if isinstance(error, Ended):
+                return await self._conclude_early(journal, error, unanswered)
+            if isinstance(error, Stopped):
                 return await self._suspend(journal, error)
             if error is not None:
                 return await self._give_up(journal, error, unanswered)
@@ -66,7 +71,19 @@ class Ending:
             lambda: self._outcome(reason, message), output, errors, journal.header.input_digest
         )
 
+    async def _conclude_early(self, journal: Journal, error: Ended, unanswered: Unanswered) -> Outcome:
+        """The run is over: no later attempt goes on."""
+        output, errors = self._with_unanswered(journal, error, error.code, unanswered)
+        return await self._publication.conclude(
+            lambda: self._outcome(error.reason, str(error)), output, errors, journal.header.input_digest
+        )
+
     async def _give_up(self, journal: Journal, error: RunnerError, unanswered: Unanswered) -> Outcome:
+        output, errors = self._with_unanswered(journal, error, records.code_of(error.reason), unanswered)
+        outcome = self._outcome(error.reason, str(error))
+        return await self._publication.give_up(outcome, output, errors, journal.path)
+
+    def _with_unanswered(self, journal: Journal, error: RunnerError, code: str, unanswered: Unanswered) -> Files:
         """Each request without an answer gets an error record: in the error file, not in the journal."""
         token, (output, journaled) = self._publication.token, _files(journal)
 
@@ -74,13 +91,12 @@ class Ending:
             yield from journaled()
             for line in unanswered():
                 if isinstance(line, Request):
-                    yield records.unanswered(token, line, records.code_of(error.reason), str(error))
+                    yield records.unanswered(token, line, code, str(error))
                 else:
                     yield records.invalid(token, line)
 
         self._progress.failed += sum(1 for _ in unanswered())
-        outcome = self._outcome(error.reason, str(error))
-        return await self._publication.give_up(outcome, output, errors, journal.path)
+        return output, errors
 
     async def _suspend(self, journal: Journal, error: RunnerError) -> Outcome:
         outcome = self._outcome(error.reason, str(error))
@@ -91,12 +107,13 @@ class Ending:
 
     async def _without_results(self, error: RunnerError) -> Outcome:
         outcome = self._outcome(error.reason, str(error))
-        if isinstance(error, Interrupted):
+        if isinstance(error, Stopped) and not isinstance(error, Ended):
             return outcome
         try:
             if concluded := await self._publication.finished():
                 return concluded
-            document = [records.job_failed(self._publication.token, error.reason, str(error))]
+            code = error.code if isinstance(error, Ended) else records.code_of(error.reason)
+            document = [records.job_failed(self._publication.token, code, str(error))]
             return outcome.model_copy(update={"errors": await self._publication.report(document)})
         except RunnerError as problem:
             log.warning("error document not written", extra={"problem": str(problem)})
@@ -116,5 +133,5 @@ class Ending:
         )
 
 
-def _files(journal: Journal) -> tuple[Callable[[], Iterator[bytes]], Callable[[], Iterator[bytes]]]:
+def _files(journal: Journal) -> Files:
     return lambda: journal.records(Destination.OUTPUT), lambda: journal.records(Destination.ERRORS)

@@ -26,6 +26,9 @@ class Environment:
     termination_log: Path = Path("/dev/termination-log")
     """`GPUBATCH_TERMINATION_LOG`: where the verdict is written."""
 
+    pod_dir: Path = Path(contract.POD_DIR)
+    """`GPUBATCH_POD_DIR`: what the operator says to the pod while it runs."""
+
     progress_port: int = contract.PROGRESS_PORT
     """`GPUBATCH_PROGRESS_PORT`: 0 takes any free port (the log names it)."""
 
@@ -38,5 +41,6 @@ class Environment:
             claims_dir=Path(environ.get("GPUBATCH_CLAIMS_DIR", default.claims_dir)),
             configmaps_dir=Path(environ.get("GPUBATCH_CONFIGMAPS_DIR", default.configmaps_dir)),
             termination_log=Path(environ.get("GPUBATCH_TERMINATION_LOG", default.termination_log)),
+            pod_dir=Path(environ.get("GPUBATCH_POD_DIR", default.pod_dir)),
             progress_port=int(environ.get("GPUBATCH_PROGRESS_PORT", default.progress_port)),
         )

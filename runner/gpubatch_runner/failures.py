@@ -10,7 +10,13 @@
     ├── TooManyRequests         more requests than the limit of a job
     ├── EngineNotReady          the engine never answered
     ├── EngineFailed            the engine answered, died and did not come back
-    ├── Interrupted             the pod is being stopped
+    ├── Stopped                 it was told to stop before the work was done
+    │   ├── Interrupted         the pod is being stopped; a later attempt goes on
+    │   ├── Suspended           the job is; a later attempt goes on
+    │   └── Ended               the run is over with what it has
+    │       ├── Cancelled       its owner said so
+    │       ├── DeadlineExceeded
+    │       └── CompletionWindowExceeded
     └── InternalError           the runner's own volume failed
 
 Anything else that escapes is a defect: it ends the process with a traceback, and the kubelet starts it again.
@@ -83,10 +89,48 @@ class EngineFailed(RunnerError):
     reason = Reason.ENGINE_FAILED
 
 
-class Interrupted(RunnerError):
-    """The pod is being stopped before the run is done."""
+class Stopped(RunnerError):
+    """The run was told to stop before it was done. What is in its results is saved."""
+
+
+class Interrupted(Stopped):
+    """The pod is being stopped."""
 
     reason = Reason.INTERRUPTED
+
+
+class Suspended(Stopped):
+    """The job is suspended."""
+
+    reason = Reason.SUSPENDED
+
+
+class Ended(Stopped):
+    """The run is over: its results are what there is, and every other request has an error record."""
+
+    code: ClassVar[str] = ""
+    """Of those records, as in OpenAI's Batch API."""
+
+
+class Cancelled(Ended):
+    """The job was cancelled."""
+
+    reason = Reason.CANCELLED
+    code = "batch_cancelled"
+
+
+class DeadlineExceeded(Ended):
+    """The job's time was over."""
+
+    reason = Reason.DEADLINE_EXCEEDED
+    code = "batch_expired"
+
+
+class CompletionWindowExceeded(Ended):
+    """The window in which the job had to be done was over."""
+
+    reason = Reason.COMPLETION_WINDOW_EXCEEDED
+    code = "batch_expired"
 
 
 class InternalError(RunnerError):

@@ -93,7 +93,7 @@ async def inspect(spec: RunSpec, environment: Environment) -> Inspection:
             tally.check()
         except RunnerError as error:
             if not found.tell():
-                found.write(records.job_failed(publication.token, error.reason, str(error)) + b"\n")
+                found.write(records.job_failed(publication.token, records.code_of(error.reason), str(error)) + b"\n")
             return _verdict(tally, error, await _report(publication, found))
     return _verdict(tally, None, None)
 

@@ -41,9 +41,9 @@ def invalid(token: str, error: LineError) -> bytes:
     return _dump(_record(token, error.line, error.custom_id, None, detail))
 
 
-def job_failed(token: str, reason: Reason, message: str) -> bytes:
+def job_failed(token: str, code: str, message: str) -> bytes:
     """The job itself failed: the only line of its error document."""
-    return _dump(_record(token, 0, None, None, {"code": code_of(reason), "message": message, "line": None}))
+    return _dump(_record(token, 0, None, None, {"code": code, "message": message, "line": None}))
 
 
 def code_of(reason: Reason) -> str:

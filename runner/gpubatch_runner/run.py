@@ -3,8 +3,8 @@
     concluded before? -> input, journal, engine (at the same time) -> requests -> publish
 
 Each step is resumable: a restarted container finds the input and the journal in its work folder, a new pod finds the
-manifest or a checkpoint at the output. `stop` (SIGTERM) ends the attempt with what there is; once all requests have
-their result it is too late to stop, and publishing goes on within the grace period.
+manifest or a checkpoint at the output. Told to stop, the attempt ends with what there is; once all requests have their
+result it is too late to stop, and publishing goes on within the grace period.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 
 from gpubatch_runner import records, sources
-from gpubatch_runner.contract import LineError, Outcome, RunSpec, Stage, Usage
+from gpubatch_runner.contract import STOP_FILE, LineError, Outcome, RunSpec, Stage, Usage
 from gpubatch_runner.dispatch import Dispatcher, Result, TimedOut, Unanswered
 from gpubatch_runner.endings import Ending
 from gpubatch_runner.engine import EngineClient
@@ -30,14 +30,17 @@ from gpubatch_runner.progress import RunProgress
 from gpubatch_runner.requests import Request, Validator
 from gpubatch_runner.results import Publication
 from gpubatch_runner.server import serving
-from gpubatch_runner.stopping import interrupted, unless
+from gpubatch_runner.stopping import Stop, unless
 from gpubatch_runner.supervisor import Supervisor
 from gpubatch_runner.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
-"""How long requests in flight may still end after SIGTERM."""
+"""How long requests in flight may still end when the attempt is to stop."""
+
+PREPARE_SECONDS = 45.0
+"""How long an attempt that is to stop may still fetch the input and an earlier attempt's results, to publish those."""
 
 SAVE_SECONDS = 5
 
@@ -46,20 +49,21 @@ CHECKPOINT_SHARE = 20
 """A checkpoint is a whole copy: the pause after it is at least so many times the seconds that it took."""
 
 
-async def run(spec: RunSpec, environment: Environment, stop: asyncio.Event) -> Outcome:
+async def run(spec: RunSpec, environment: Environment, terminated: asyncio.Event) -> Outcome:
     """Runs one attempt to its outcome.
 
     Args:
         spec: What to do.
         environment: The container's places.
-        stop: Set on SIGTERM.
+        terminated: Set on SIGTERM.
     """
     progress = RunProgress()
-    async with serving(progress, environment.progress_port):
+    stop = Stop(terminated, environment.pod_dir / STOP_FILE, spec.stop_at, spec.stop_reason)
+    async with serving(progress, environment.progress_port), stop.watching():
         try:
             locations = of_job(spec)
             publication = Publication(spec, locations, environment)
-            if concluded := await unless(stop, publication.finished()):
+            if concluded := await unless(stop, publication.finished(), PREPARE_SECONDS):
                 log.info("the run was concluded by an earlier attempt")
                 return concluded
             workdir = Workdir(environment.journal_dir, spec.run, spec.attempt)
@@ -84,7 +88,7 @@ class Attempt:
         publication: Publication,
         workdir: Workdir,
         progress: RunProgress,
-        stop: asyncio.Event,
+        stop: Stop,
     ) -> None:
         self._spec = spec
         self._environment = environment
@@ -116,7 +120,7 @@ class Attempt:
             supervisor = Supervisor(client, self._workdir, self._spec.engine_start_timeout_seconds, self._show_engine)
             supervisor.start()
             try:
-                self._journal = await unless(self._stop, self._prepare())
+                self._journal = await unless(self._stop, self._prepare(), PREPARE_SECONDS)
                 async with _background(self._journal.keep_synced()), _background(self._keep_checkpoint(self._journal)):
                     await self._dispatch(client, supervisor)
             finally:
@@ -188,10 +192,10 @@ class Attempt:
             for task in (sending, stopping):
                 task.cancel()
             await asyncio.gather(sending, stopping, return_exceptions=True)
-        if not sending.cancelled() and (error := sending.exception()):
+        if not sending.cancelled() and (failure := sending.exception()):
+            raise failure
+        if (error := self._stop.error) is not None and next(self._todo(), None) is not None:
             raise error
-        if next(self._todo(), None) is not None:
-            raise interrupted()
 
     def _without_result(self) -> Iterator[Request | LineError]:
         """The lines without a result, in the order of the input."""

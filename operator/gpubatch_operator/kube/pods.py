@@ -214,6 +214,10 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
     if secret := work.storage.secret_name:
         container["envFrom"] = [{"secretRef": {"name": secret, "optional": True}}]
     if mode == "run":
+        note = {"fieldPath": f"metadata.annotations['{contract.STOP_ANNOTATION}']"}
+        told = {"items": [{"path": contract.STOP_FILE, "fieldRef": note}]}
+        volumes.append({"name": "gpubatch-pod", "downwardAPI": told})
+        mounts.append({"name": "gpubatch-pod", "mountPath": contract.POD_DIR, "readOnly": True})
         container["livenessProbe"] = {
             "httpGet": {"path": "/healthz", "port": contract.PROGRESS_PORT},
             "initialDelaySeconds": 30,

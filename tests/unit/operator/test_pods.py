@@ -129,6 +129,16 @@ def test_the_engine_is_a_native_sidecar_and_the_runner_is_restarted_on_failure()
     assert "finalizers" not in made(inference_spec())["metadata"]
 
 
+def test_the_runner_sees_when_it_is_told_to_stop_and_the_engine_does_not():
+    pod = made(inference_spec())["spec"]
+    (volume,) = [v for v in pod["volumes"] if "downwardAPI" in v]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item == {"path": "stop", "fieldRef": {"fieldPath": "metadata.annotations['gpubatch.dev/stop']"}}
+    mount = {"name": volume["name"], "mountPath": contract.POD_DIR, "readOnly": True}
+    assert mount in pod["containers"][0]["volumeMounts"]
+    assert mount not in pod["initContainers"][0]["volumeMounts"]
+
+
 def test_both_containers_are_locked_down():
     pod = made(inference_spec())["spec"]
     for container in [*pod["initContainers"], *pod["containers"]]:

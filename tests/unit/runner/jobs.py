@@ -50,6 +50,7 @@ class Job:
             claims_dir=self.folder / "claims",
             configmaps_dir=self.folder / "configmaps",
             termination_log=self.folder / f"pod{self.attempt}" / "termination-log",
+            pod_dir=self.folder / f"pod{self.attempt}" / "said",
             progress_port=0,
         )
 
@@ -85,6 +86,7 @@ class Job:
             "GPUBATCH_CLAIMS_DIR": str(places.claims_dir),
             "GPUBATCH_CONFIGMAPS_DIR": str(places.configmaps_dir),
             "GPUBATCH_TERMINATION_LOG": str(places.termination_log),
+            "GPUBATCH_POD_DIR": str(places.pod_dir),
             "GPUBATCH_PROGRESS_PORT": "0",
         }
         with (self.folder / "runner.log").open("ab") as log:
