@@ -7,14 +7,30 @@ values of the same names in camelCase under `settings`.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.alias_generators import to_camel
 
 
 class SettingsError(Exception):
     """A setting has a value that can't be used; the message names its environment variable."""
+
+
+class NamespaceCaps(BaseModel):
+    """What an administrator allows the jobs of one namespace; what is left out isn't capped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    max_queue_depth: int | None = Field(default=None, ge=0, description="Jobs that may wait at a time.")
+    max_slots: int | None = Field(default=None, ge=0, description="Slots that its jobs may hold at a time.")
+    max_priority: int | None = Field(default=None, ge=-1000, le=1000, description="Highest priority of its jobs.")
+
+
+NO_CAPS = NamespaceCaps()
 
 
 class Settings(BaseModel):
@@ -35,6 +51,22 @@ class Settings(BaseModel):
     )
     max_inspections: int = Field(default=8, ge=1, description="Inspect pods at a time; more wait in phase Validating.")
     max_requests_per_job: int = Field(default=50_000, ge=1, description="A job with more requests fails validation.")
+    max_queue_depth: int = Field(
+        default=20, ge=1, description="Jobs that may wait at a time: Validating, Queued or in back-off."
+    )
+    max_total_queued_requests: int = Field(
+        default=1_000_000, ge=1, description="Requests of all inference jobs that wait; a job beyond that is held back."
+    )
+    full_queue_policy: Literal["", "Reject", "Hold"] = Field(
+        default="",
+        description="A job that comes to a full queue: Reject refuses its creation, Hold takes it in and lets it enter "
+        "when there is room. Default: Reject with the admission webhook, Hold without.",
+    )
+    namespace_caps: dict[str, NamespaceCaps] = Field(
+        default={},
+        description="Caps by namespace: maxQueueDepth, maxSlots, maxPriority. The entry * is for all namespaces "
+        "without one of their own. As a variable, JSON.",
+    )
     slots_per_node: int = Field(default=1, ge=1, le=64, description="Jobs at a time on a node.")
     image_pull_seconds: float = Field(
         default=300, ge=1, description="A job whose image can't be pulled for so long fails, so that it frees its slot."
@@ -69,6 +101,12 @@ class Settings(BaseModel):
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz; 0 serves none.")
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
 
+    @field_validator("namespace_caps", mode="before")
+    @classmethod
+    def _is_json(cls, value: object) -> object:
+        """Variables are text."""
+        return json.loads(value or "{}") if isinstance(value, str) else value
+
     @field_validator("webhook_allowed_networks")
     @classmethod
     def _are_networks(cls, text: str) -> str:
@@ -76,6 +114,10 @@ class Settings(BaseModel):
         for part in filter(None, map(str.strip, text.split(","))):
             ipaddress.ip_network(part)
         return text
+
+    def caps(self, namespace: str) -> NamespaceCaps:
+        """What is allowed to this namespace: its own entry, else that of `*`, else anything."""
+        return self.namespace_caps.get(namespace) or self.namespace_caps.get("*") or NO_CAPS
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -90,5 +132,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         return Settings.model_validate(known)
     except ValidationError as e:
         first = e.errors()[0]
-        name = f"GPUBATCH_{str(first['loc'][0]).upper()}"
-        raise SettingsError(f"{name}={first['input']!r} can't be used: {first['msg']}") from None
+        name, *inside = map(str, first["loc"])
+        where = f" at {'.'.join(inside)}" if inside else ""
+        variable = f"GPUBATCH_{name.upper()}"
+        raise SettingsError(f"{variable}={known[name]!r} can't be used{where}: {first['msg']}") from None

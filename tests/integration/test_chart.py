@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gpubatch_operator.settings import Settings
+from gpubatch_operator.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "gpubatch"
@@ -79,6 +79,13 @@ def test_a_large_number_stays_a_number(helm: str, tmp_path: Path) -> None:
     assert env["GPUBATCH_PROGRESS_SECONDS"] == "0.5"
 
 
+def test_caps_of_namespaces_reach_the_operator(helm: str, tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text('settings: {namespaceCaps: {team-a: {maxSlots: 2}, "*": {maxPriority: 10}}}')
+    settings = load(operator_env(render(helm, "--values", str(tmp_path / "values.yaml"))))
+    assert settings.caps("team-a").max_slots == 2
+    assert settings.caps("team-b").max_priority == 10
+
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
@@ -86,6 +93,7 @@ def test_a_large_number_stays_a_number(helm: str, tmp_path: Path) -> None:
         ("replicas=2", "replicas"),
         ("settings.slotsPerNode=0", "slotsPerNode"),
         ("settings.logFormat=xml", "logFormat"),
+        ("settings.namespaceCaps.team-a.maxSlot=2", "maxSlot"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpubatch_operator.settings import Settings, SettingsError, load
+from gpubatch_operator.settings import NamespaceCaps, Settings, SettingsError, load
 
 
 def test_without_variables_the_defaults_hold():
@@ -29,6 +29,9 @@ def test_variables_that_are_not_ours_are_left_alone():
         ("GPUBATCH_WEBHOOK_TIMEOUT_SECONDS", "-1"),
         ("GPUBATCH_METRICS_PORT", "70000"),
         ("GPUBATCH_LOG_FORMAT", "xml"),
+        ("GPUBATCH_FULL_QUEUE_POLICY", "Drop"),
+        ("GPUBATCH_NAMESPACE_CAPS", "{'team-a': 1}"),
+        ("GPUBATCH_NAMESPACE_CAPS", '{"team-a": {"maxSlot": 1}}'),
         ("GPUBATCH_WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/8, localhost"),
         ("GPUBATCH_WEBHOOK_ALLOWED_NETWORKS", "10.0.0.1/8"),
     ],
@@ -36,6 +39,18 @@ def test_variables_that_are_not_ours_are_left_alone():
 def test_a_value_that_cannot_be_used_is_named(name: str, value: str):
     with pytest.raises(SettingsError, match=name):
         load({name: value})
+
+
+def test_a_namespaces_own_caps_replace_those_of_all():
+    caps = load({"GPUBATCH_NAMESPACE_CAPS": '{"team-a": {"maxSlots": 2}, "*": {"maxPriority": 10}}'}).caps
+    assert caps("team-a") == NamespaceCaps(max_slots=2)
+    assert caps("team-b") == NamespaceCaps(max_priority=10)
+    assert Settings().caps("team-a") == NamespaceCaps()
+
+
+def test_a_wrong_cap_is_named_with_its_place():
+    with pytest.raises(SettingsError, match=r"at team-a\.maxSlots: .*greater than or equal to 0"):
+        load({"GPUBATCH_NAMESPACE_CAPS": '{"team-a": {"maxSlots": -1}}'})
 
 
 def test_every_setting_is_described():
