@@ -207,12 +207,14 @@ class Demo:
         self.checks.that("a manifest with `gpus: 0` is refused by name of the field", "spec.gpus" in said, said)
 
     def check_operator(self) -> None:
-        """The operator runs as an ordinary, locked-down pod."""
-        [pod] = self.kube.get("-n", SYSTEM, "pods", "-l", "app.kubernetes.io/component=operator")["items"]
-        context = pod["spec"]["containers"][0]["securityContext"]
-        locked = pod["spec"]["securityContext"]["runAsNonRoot"] and context["readOnlyRootFilesystem"]
-        self.checks.that("the operator ran in the cluster as non-root on a read-only root", locked, context)
-        restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+        """The operator runs as two ordinary, locked-down pods."""
+        pods = self.kube.get("-n", SYSTEM, "pods", "-l", "app.kubernetes.io/component=operator")["items"]
+        contexts = [p["spec"]["containers"][0]["securityContext"] for p in pods]
+        locked = all(p["spec"]["securityContext"]["runAsNonRoot"] for p in pods)
+        locked = locked and all(c["readOnlyRootFilesystem"] for c in contexts)
+        self.checks.that("the operator ran in the cluster as non-root on a read-only root", locked, contexts)
+        self.checks.that("two replicas of it ran", len(pods) == 2, f"{len(pods)} replicas")
+        restarts = sum(p["status"]["containerStatuses"][0]["restartCount"] for p in pods)
         self.checks.that("the operator was never restarted", restarts == 0, f"{restarts} restarts")
         events = self.kube.get("-n", NAMESPACE, "events.events.k8s.io")["items"]
         told = {event["reason"] for event in events if event["regarding"]["kind"] == "GPUBatchJob"}

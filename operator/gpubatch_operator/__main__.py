@@ -9,62 +9,111 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import kopf
 import prometheus_client
 from pythonjsonlogger.json import JsonFormatter
 
+from gpubatch_operator import health, parts
 from gpubatch_operator import settings as config
+from gpubatch_operator.core.election import Terms
 from gpubatch_operator.kube import progress, watch
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.events import Recorder
+from gpubatch_operator.kube.lease import Elector, random_name
 from gpubatch_operator.kube.store import Store
+from gpubatch_operator.leadership import follow_then_lead
 from gpubatch_operator.notify.notifier import Notifier
 from gpubatch_operator.publisher import Publisher
 from gpubatch_operator.reconciler import Reconciler
 
 # Kopf would else ask for the user's name, and the user 65532 of a container has none.
 IDENTITY: Any = "gpubatch-operator"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 log = logging.getLogger("gpubatch_operator")
 
 
 async def serve(settings: config.Settings) -> None:
-    """Run until SIGTERM (kopf handles signals), or until a part fails."""
-    client, store = await Client.connect(), Store(settings.slots_per_node)
-    events = Recorder(client)
-    try:
-        # No plan before everything is known: a job whose pod wasn't seen yet would look lost.
-        await watch.resync(client, store)
-        log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
+    """Run until SIGTERM, or until a part fails."""
+    instance, namespace = settings.instance or "gpubatch", settings.namespace or own_namespace()
+    terms = Terms(settings.lease_duration_seconds, settings.lease_renew_seconds, settings.lease_retry_seconds)
+    elector = Elector(await Client.connect(), namespace, instance, settings.replica or random_name(), terms)
+    client, store = await Client.connect(before_write=elector.check), Store(settings.slots_per_node)
+    not_ready = "the first list of jobs, pods and nodes isn't complete"
+    watching = asyncio.Event()
+
+    def decide() -> dict[str, Coroutine[Any, Any, None]]:
+        events = Recorder(client)
         reconciler = Reconciler(client, store, settings, events)
-        parts = {
-            "watch": kopf.operator(
-                registry=watch.registry(store),
-                settings=watch.kopf_settings(),
-                clusterwide=True,
-                identity=IDENTITY,
-                liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
-            ),
-            "sync": watch.keep_synced(client, store, settings.resync_seconds),
+        return {
             "reconciler": reconciler.run(),
             "publisher": Publisher(client, store, reconciler).run(),
             "progress": progress.poll(store, settings.progress_seconds),
             "notifier": Notifier(client, store, settings, events).run(),
         }
-        tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for task in done:
-            task.result()
-            if task.get_name() != "watch":  # kopf returns on a signal; nothing else ever returns
-                raise RuntimeError(f"{task.get_name()} ended")
+
+    async def keep() -> None:
+        nonlocal not_ready
+        # No plan before everything is known: a job whose pod wasn't seen yet would look lost.
+        await watch.resync(client, store)
+        log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
+        not_ready = ""
+        await parts.run(
+            {
+                # First, so that at the end the lease is released at once.
+                "leadership": follow_then_lead(elector, client, store, decide),
+                "watch": kopf.operator(
+                    registry=watch.registry(store),
+                    settings=watch.kopf_settings(),
+                    clusterwide=True,
+                    identity=IDENTITY,
+                    ready_flag=watching,
+                ),
+                "sync": watch.keep_synced(client, store, settings.resync_seconds),
+            }
+        )
+
+    running = {"signal": until_signalled(watching), "store": keep()}
+    if settings.health_port:
+        running["health"] = health.serve(settings.health_port, lambda: not_ready)
+    try:
+        await parts.run(running, may_end=frozenset({"signal"}))
         log.info("stopped")
     finally:
         await client.close()
+        await elector.close()
+
+
+async def until_signalled(watching: asyncio.Event) -> None:
+    """Wait for SIGTERM or SIGINT.
+
+    Kopf puts its own handlers in the place of these when it starts, and takes five seconds to stop: ours go back then,
+    so that the lease is released first.
+    """
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
+
+    def handle() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled.set)
+
+    handle()
+    starting = asyncio.create_task(watching.wait())
+    await asyncio.wait({starting, stop := asyncio.create_task(signalled.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.1)
+    handle()
+    await stop
+
+
+def own_namespace() -> str:
+    """The pod's own; `default` outside a cluster."""
+    try:
+        return NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return "default"
 
 
 def setup_logs(form: str) -> None:
@@ -88,7 +137,6 @@ def main() -> None:
     setup_logs(settings.log_format)
     if settings.metrics_port:
         prometheus_client.start_http_server(settings.metrics_port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until kopf has handlers of its own
     try:
         asyncio.run(serve(settings))
     except Exception:

@@ -10,9 +10,9 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -84,6 +84,35 @@ class Settings(BaseModel):
     )
     engine_restarts: int = Field(default=5, ge=1, description="An engine that ended so many times ends the attempt.")
     runner_restarts: int = Field(default=10, ge=1, description="The same for the runner.")
+    instance: str = Field(
+        default="",
+        pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
+        max_length=53,
+        description="Name of this installation, and of its Lease. Default: the release's name, or gpubatch.",
+    )
+    replica: str = Field(
+        default="",
+        max_length=253,
+        description="Name of this replica in the Lease, which no other living process may have. Default: the pod's "
+        "name; outside the chart a random one.",
+    )
+    namespace: str = Field(
+        default="",
+        pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
+        max_length=63,
+        description="Where the operator's own objects are. Default: its own namespace; outside a cluster default.",
+    )
+    lease_duration_seconds: float = Field(
+        default=15, gt=0, description="How long the other replicas wait after the leader's last sign of life."
+    )
+    lease_renew_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="A leader that couldn't renew its lease for so long ends; shorter than leaseDurationSeconds.",
+    )
+    lease_retry_seconds: float = Field(
+        default=2, gt=0, description="How often the lease is renewed; shorter than leaseRenewSeconds."
+    )
     progress_seconds: float = Field(default=2.0, gt=0, description="How often each runner is asked for its progress.")
     resync_seconds: float = Field(
         default=300, gt=0, description="How often the store is compared with the API server, to heal lost events."
@@ -98,7 +127,7 @@ class Settings(BaseModel):
         description="Comma-separated CIDRs of private addresses that webhooks may reach besides public ones.",
     )
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
-    health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz; 0 serves none.")
+    health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 serves none.")
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
 
     @field_validator("namespace_caps", mode="before")
@@ -114,6 +143,16 @@ class Settings(BaseModel):
         for part in filter(None, map(str.strip, text.split(","))):
             ipaddress.ip_network(part)
         return text
+
+    @model_validator(mode="after")
+    def _lease_is_possible(self) -> Self:
+        if not self.lease_retry_seconds < self.lease_renew_seconds < self.lease_duration_seconds:
+            given = (self.lease_retry_seconds, self.lease_renew_seconds, self.lease_duration_seconds)
+            raise ValueError(
+                "GPUBATCH_LEASE_RETRY_SECONDS < GPUBATCH_LEASE_RENEW_SECONDS < GPUBATCH_LEASE_DURATION_SECONDS "
+                f"must hold, they are {given}"
+            )
+        return self
 
     def caps(self, namespace: str) -> NamespaceCaps:
         """What is allowed to this namespace: its own entry, else that of `*`, else anything."""
@@ -132,6 +171,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         return Settings.model_validate(known)
     except ValidationError as e:
         first = e.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(first["msg"]) from None
         name, *inside = map(str, first["loc"])
         where = f" at {'.'.join(inside)}" if inside else ""
         variable = f"GPUBATCH_{name.upper()}"

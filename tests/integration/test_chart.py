@@ -43,7 +43,7 @@ def only(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, 
 def operator_env(objects: list[dict[str, Any]]) -> dict[str, str]:
     """The variables of the operator's container."""
     [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    return {e["name"]: e["value"] for e in container["env"]}
+    return {e["name"]: e.get("value", "") for e in container["env"]}
 
 
 def allowed(role: dict[str, Any]) -> set[tuple[str, str]]:
@@ -90,7 +90,8 @@ def test_caps_of_namespaces_reach_the_operator(helm: str, tmp_path: Path) -> Non
     ("value", "complaint"),
     [
         ("settings.slotPerNode=2", "slotPerNode"),
-        ("replicas=2", "replicas"),
+        ("replica=2", "replica"),
+        ("replicas=0", "replicas"),
         ("settings.slotsPerNode=0", "slotsPerNode"),
         ("settings.logFormat=xml", "logFormat"),
         ("settings.namespaceCaps.team-a.maxSlot=2", "maxSlot"),
@@ -132,10 +133,39 @@ def test_the_operator_may_do_what_it_does_and_no_more(helm: str) -> None:
     }
 
 
+def test_of_its_own_objects_it_touches_only_those_with_its_name(helm: str) -> None:
+    role = only(render(helm, "--set", "settings.instance=ours"), "Role", "-operator")
+    assert role["metadata"]["namespace"] == "gpubatch-system"
+    assert {r["resources"][0] for r in role["rules"] if "resourceNames" not in r and r["verbs"] != ["create"]} == set()
+    [lease] = [r for r in role["rules"] if r["resources"] == ["leases"] and "resourceNames" in r]
+    assert lease["resourceNames"] == ["ours"]
+
+
+def test_the_replicas_and_the_lease_have_names(helm: str) -> None:
+    objects = render(helm)
+    env = operator_env(objects)
+    assert (env["GPUBATCH_INSTANCE"], env["GPUBATCH_NAMESPACE"]) == ("gpubatch", "gpubatch-system")
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [replica] = [e for e in container["env"] if e["name"] == "GPUBATCH_REPLICA"]
+    assert replica["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_an_upgrade_and_a_drain_leave_a_replica_up(helm: str) -> None:
+    objects = render(helm)
+    deployment = only(objects, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    labels = deployment["selector"]["matchLabels"]
+    assert only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    [spread] = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == labels
+    assert "PodDisruptionBudget" not in {o["kind"] for o in render(helm, "--set", "replicas=1")}
+
+
 def test_reading_secrets_can_be_narrowed_or_switched_off(helm: str) -> None:
     narrowed = render(helm, "--set", "rbac.webhookSecrets.namespaces={search}")
     assert ("secrets", "get") not in allowed(only(narrowed, "ClusterRole", "-operator"))
-    role = only(narrowed, "Role")
+    role = only(narrowed, "Role", "-webhook-secrets")
     assert role["metadata"]["namespace"] == "search"
     assert allowed(role) == {("secrets", "get")}
     off = render(helm, "--set", "rbac.webhookSecrets.enabled=false,rbac.webhookSecrets.namespaces={search}")

@@ -110,7 +110,8 @@ class Installation:
             "webhookAllowedNetworks": f"{receiver}/{128 if ':' in receiver else 32}",
         }
         values = ["--set-json", f"image={json.dumps({'repository': repository, 'tag': tag})}"]
-        values += ["--set-json", f"settings={json.dumps(settings)}"]
+        # One replica: whose restarts are counted is the one that plans.
+        values += ["--set-json", f"settings={json.dumps(settings)}", "--set", "replicas=1"]
         command = ["upgrade", "--install", story.RELEASE, str(CHART), "--namespace", story.SYSTEM, "--create-namespace"]
         self.kube.helm(*command, "--take-ownership", *values)
         for deployment in ("s3", "receiver"):

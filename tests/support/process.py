@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class OperatorProcess:
-    """`python -m gpubatch_operator` against the cluster of a kubeconfig; logs go to a file."""
+    """`python -m gpubatch_operator` against the cluster of a kubeconfig; logs go to a file.
+
+    All have one name in the Lease, so that the next one leads at once: two that live at a time need `replica`.
+    """
 
     def __init__(self, kubeconfig: Path, log: Path, **settings: str | float) -> None:
         self._log = log
@@ -23,6 +26,7 @@ class OperatorProcess:
             "KUBECONFIG": str(kubeconfig),
             "GPUBATCH_METRICS_PORT": "0",
             "GPUBATCH_HEALTH_PORT": "0",
+            "GPUBATCH_REPLICA": "test",
             "GPUBATCH_LOG_FORMAT": "text",
             "GPUBATCH_PROGRESS_SECONDS": "0.5",
             **{f"GPUBATCH_{k.upper()}": str(v) for k, v in settings.items()},
@@ -43,6 +47,23 @@ class OperatorProcess:
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         return self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """SIGSTOP: it gets no CPU until `resume`, as in a frozen cgroup or a stopped virtual machine."""
+        self._living.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._living.send_signal(signal.SIGCONT)
+
+    def ended(self) -> int | None:
+        """Its exit status, once it has ended by itself."""
+        return self._living.poll()
+
+    @property
+    def _living(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
 
     def _end(self, sig: signal.Signals) -> int:
         if self._process is None:

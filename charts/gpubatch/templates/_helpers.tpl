@@ -6,6 +6,11 @@
 {{- .Values.serviceAccount.name | default (ternary (include "gpubatch.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
+{{/* What the operator's own objects are named by; it makes them itself. */}}
+{{- define "gpubatch.instance" -}}
+{{- .Values.settings.instance | default (include "gpubatch.fullname" .) }}
+{{- end }}
+
 {{- define "gpubatch.image" -}}
 {{- with .Values.image }}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -30,13 +31,18 @@ class ApiError(Exception):
 
 
 class Client:
-    """One connection pool to the API server."""
+    """One connection pool to the API server.
 
-    def __init__(self, api: k8s.ApiClient) -> None:
-        self._api = api
+    Args:
+        api: The official client.
+        before_write: Called before each request that isn't a GET; it may forbid the write by not returning.
+    """
+
+    def __init__(self, api: k8s.ApiClient, before_write: Callable[[], None] = lambda: None) -> None:
+        self._api, self._before_write = api, before_write
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None) -> Client:
+    async def connect(cls, kubeconfig: str | None = None, before_write: Callable[[], None] = lambda: None) -> Client:
         """By this kubeconfig, else by $KUBECONFIG, else in a pod by its service account, else by the user's own."""
         configuration = k8s.Configuration()
         kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")
@@ -45,7 +51,7 @@ class Client:
         else:
             await config.load_kube_config(kubeconfig, client_configuration=configuration)
         configuration.connection_pool_maxsize = 64
-        return cls(k8s.ApiClient(configuration))
+        return cls(k8s.ApiClient(configuration), before_write)
 
     async def close(self) -> None:
         """Close the pool."""
@@ -68,6 +74,7 @@ class Client:
         if body is not None:
             headers["Content-Type"] = content_type
         if method != "GET":
+            self._before_write()
             API_WRITES.labels(method, _resource(path)).inc()
         request = await self._api.param_serialize(
             method,
@@ -89,6 +96,26 @@ class Client:
         if not 200 <= response.status < 300:
             raise ApiError(response.status, data.get("reason", ""), data.get("message", ""))
         return data if isinstance(data, dict) else {}
+
+    async def stream(self, path: str, query: dict[str, Any], seconds: float) -> AsyncIterator[bytes]:
+        """The lines of a watch, until the server or the time ends it.
+
+        Raises:
+            ApiError: As in `request`.
+        """
+        headers = {"Accept": "application/json"}
+        request = await self._api.param_serialize(
+            "GET", path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
+        )
+        try:
+            answer = (await self._api.call_api(*request, _request_timeout=seconds)).response
+            async with answer:
+                if answer.status != 200:
+                    raise ApiError(answer.status, answer.reason or "", (await answer.text())[:200])
+                async for line in answer.content:
+                    yield line
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as e:  # ValueError: a line without end
+            raise ApiError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
 
     async def get(self, path: str) -> JSON:
         """Read one object."""

@@ -27,6 +27,8 @@ def test_variables_that_are_not_ours_are_left_alone():
         ("GPUBATCH_SLOTS_PER_NODE", "many"),
         ("GPUBATCH_SLOTS_PER_NODE", "0"),
         ("GPUBATCH_WEBHOOK_TIMEOUT_SECONDS", "-1"),
+        ("GPUBATCH_LEASE_RENEW_SECONDS", "15"),
+        ("GPUBATCH_INSTANCE", "Ours"),
         ("GPUBATCH_METRICS_PORT", "70000"),
         ("GPUBATCH_LOG_FORMAT", "xml"),
         ("GPUBATCH_FULL_QUEUE_POLICY", "Drop"),
