@@ -32,6 +32,14 @@ CLAIMS_DIR = "/gpubatch/claims"
 CONFIGMAPS_DIR = "/gpubatch/configmaps"
 """`configmap://NAME/KEY` is the file `CONFIGMAPS_DIR/NAME/KEY` inside the runner's container."""
 
+SECRETS_DIR = "/gpubatch/secrets"
+"""`secret://NAME/KEY` stands for the URL in the file `SECRETS_DIR/NAME/KEY` inside the runner's container."""
+
+SECRET_SCHEME = "secret"
+
+CREDENTIALS_DIR = "/gpubatch/credentials"
+"""Where the pod mounts the Secret with the credentials of storage: unlike the environment it shows a renewed one."""
+
 POD_DIR = "/etc/gpubatch/pod"
 """Where the runner sees its own pod's annotations (a downwardAPI volume)."""
 
@@ -62,6 +70,7 @@ class Reason(StrEnum):
     INVALID_REQUESTS = "InvalidRequests"
     TOO_MANY_REQUESTS = "TooManyRequests"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    OUTPUT_EXPIRED = "OutputExpired"
     ENGINE_NOT_READY = "EngineNotReady"
     ENGINE_FAILED = "EngineFailed"
     ALL_REQUESTS_FAILED = "AllRequestsFailed"
@@ -108,6 +117,18 @@ class Storage(Model):
     region: str | None = None
 
 
+class Upload(Model):
+    """Patience with the places that results are written to. Seconds."""
+
+    connect_seconds: float = 30.0
+    read_seconds: float = Field(default=120.0, description="Without a byte of the answer.")
+    write_seconds: float = Field(default=120.0, description="Without a byte of ours being taken.")
+    pool_seconds: float = Field(default=10.0, description="For a free connection.")
+    total_seconds: float = Field(default=600.0, description="For one attempt at one file.")
+    attempts: int = Field(default=3, ge=1)
+    backoff_seconds: float = Field(default=10.0, description="Before the second attempt; doubled each time.")
+
+
 class RunSpec(Model):
     """Everything that the runner needs to know about one attempt (or one inspection) of an inference job."""
 
@@ -115,10 +136,23 @@ class RunSpec(Model):
     run: str = Field(description="Identity of the run; the same for all attempts of one run.")
     attempt: int = Field(ge=0, description="1 for the first attempt; 0 for an inspection.")
     served_model_name: str = Field(description="What each request must name in `body.model`.")
-    input: str = Field(description="URL: s3://, http(s)://, configmap:// or pvc://.")
-    output: str = Field(description="URL of the output file: s3:// or pvc://.")
-    errors: str = Field(description="URL of the error file: s3:// or pvc://.")
+    input: str = Field(description="URL: s3://, gs://, az://, http(s)://, configmap://, pvc://; or secret://NAME/KEY.")
+    output: str = Field(
+        description="URL of the output file: s3://, gs://, az://, pvc://, http(s):// (PUT); or secret://."
+    )
+    errors: str | None = Field(
+        default=None,
+        description="URL of the error file, as `output`. None: the output's with '.errors.jsonl' appended; where that "
+        "can only be PUT, failed requests go to the output too.",
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="URL by which an attempt's work is kept for the next: s3://, gs://, az:// or pvc://; or secret://. "
+        "None: beside the output; nowhere, where that can only be PUT.",
+    )
+    output_order: Literal["Completion", "Input"] = "Completion"
     storage: Storage = Storage()
+    upload: Upload = Upload()
     invalid_requests: Literal["Fail", "Skip"] = "Skip"
     max_requests: int = Field(default=50_000, description="More lines than this fail the inspection.")
     max_concurrent_requests: int | None = Field(default=None, description="None: found by the runner itself.")
@@ -130,6 +164,13 @@ class RunSpec(Model):
     stop_reason: Literal["DeadlineExceeded", "CompletionWindowExceeded"] = Field(
         default="DeadlineExceeded", description="The outcome's reason where `stop_at` ended the run."
     )
+
+
+class EngineInfo(Model):
+    """The engine as it describes itself."""
+
+    version: str | None = None
+    model: str | None = Field(default=None, description="What it loaded: hub id or path.")
 
 
 class Usage(Model):

@@ -7,9 +7,11 @@ import email.utils
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
+
+from gpubatch_runner.contract import EngineInfo
 
 _DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
 """What vLLM's HTTP server answers, with 500, once its engine process has died."""
@@ -77,6 +79,24 @@ class EngineClient:
                 return None if response.status == 200 else f"HTTP {response.status}"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return str(error) or type(error).__name__
+
+    async def describe(self) -> EngineInfo:
+        """What the engine says about itself, as far as it does."""
+        version, model = await self._get("/version"), await self._get("/v1/models")
+        try:
+            [first, *_] = model["data"]
+            return EngineInfo(version=version.get("version"), model=first.get("root") or first.get("id"))
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return EngineInfo(version=version.get("version"))
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        try:
+            timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
+            async with self._session.get(self.url + path, timeout=timeout) as response:
+                document = await response.json() if response.status == 200 else {}
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
 
     async def post(self, path: str, payload: bytes, seconds: float) -> Answer:
         """Posts one request.

@@ -26,6 +26,12 @@ class Environment:
     termination_log: Path = Path("/dev/termination-log")
     """`GPUBATCH_TERMINATION_LOG`: where the verdict is written."""
 
+    secrets_dir: Path = Path(contract.SECRETS_DIR)
+    """`GPUBATCH_SECRETS_DIR`: parent of the mounted Secrets that hold URLs."""
+
+    credentials_dir: Path = Path(contract.CREDENTIALS_DIR)
+    """`GPUBATCH_CREDENTIALS_DIR`: the mounted Secret of storage, a file for each variable."""
+
     pod_dir: Path = Path(contract.POD_DIR)
     """`GPUBATCH_POD_DIR`: what the operator says to the pod while it runs."""
 
@@ -41,6 +47,8 @@ class Environment:
             claims_dir=Path(environ.get("GPUBATCH_CLAIMS_DIR", default.claims_dir)),
             configmaps_dir=Path(environ.get("GPUBATCH_CONFIGMAPS_DIR", default.configmaps_dir)),
             termination_log=Path(environ.get("GPUBATCH_TERMINATION_LOG", default.termination_log)),
+            secrets_dir=Path(environ.get("GPUBATCH_SECRETS_DIR", default.secrets_dir)),
+            credentials_dir=Path(environ.get("GPUBATCH_CREDENTIALS_DIR", default.credentials_dir)),
             pod_dir=Path(environ.get("GPUBATCH_POD_DIR", default.pod_dir)),
             progress_port=int(environ.get("GPUBATCH_PROGRESS_PORT", default.progress_port)),
         )

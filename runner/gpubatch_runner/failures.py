@@ -6,6 +6,7 @@
     ├── AccessDenied            the credentials do not allow what the job needs
     │   └── NoCredentials       there are none; a service that hands them out may come back
     ├── OutputNotWritable       an output's location makes no sense, or cannot be written
+    │   └── OutputExpired       a URL that files are PUT to is no longer good
     ├── InvalidRequests         no line, or not every line, of the input is a request
     ├── TooManyRequests         more requests than the limit of a job
     ├── EngineNotReady          the engine never answered
@@ -63,6 +64,12 @@ class OutputNotWritable(RunnerError):
     """An output's location makes no sense, or cannot be written."""
 
     reason = Reason.OUTPUT_NOT_WRITABLE
+
+
+class OutputExpired(OutputNotWritable):
+    """The server refuses the URL that a file is PUT to: its signature is wrong or has expired."""
+
+    reason = Reason.OUTPUT_EXPIRED
 
 
 class InvalidRequests(RunnerError):

@@ -110,11 +110,19 @@ class Journal:
 
     def records(self, destination: Destination) -> Iterator[bytes]:
         """All records of a destination, each without line feed, read from the disk one by one."""
-        seen = LineSet()
+        for _, entry in self.entries():
+            if entry.destination is destination:
+                yield entry.record
+
+    def entries(self, start: int = 0) -> Iterator[tuple[int, Entry]]:
+        """The entries from an offset on, each with the offset of its end; those that are added meanwhile too."""
         with self.path.open("rb") as file:
-            for _, entry in _entries(file):
-                if entry.destination is destination and seen.add(entry.line):
-                    yield entry.record
+            file.seek(start)
+            yield from _entries(file, start)
+
+    def entry(self, start: int) -> Entry:
+        """The entry at an offset."""
+        return next(entry for _, entry in self.entries(start))
 
     async def keep_synced(self) -> None:
         """Forces new records to the disk twice a second until cancelled."""
@@ -189,9 +197,8 @@ def _line(destination: Destination, line: int, usage: Usage, record: bytes) -> b
     return b"%08x %s\n" % (zlib.crc32(rest), rest)
 
 
-def _entries(file: BinaryIO) -> Iterator[tuple[int, Entry]]:
-    """Sound lines from the start, each with the offset of its end; ends before the first damaged one."""
-    end = 0
+def _entries(file: BinaryIO, end: int = 0) -> Iterator[tuple[int, Entry]]:
+    """Sound lines, each with the offset of its end; ends before the first damaged one. The file is read from `end`."""
     for raw in file:
         crc, rest = raw[:8], raw[9:-1]
         if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(rest):

@@ -7,41 +7,91 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 
-from gpubatch_runner.contract import Storage
+from gpubatch_runner.contract import Storage, Upload
+from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import AccessDenied, InputNotFound, NoCredentials, OutputNotWritable, RunnerError
 from gpubatch_runner.locations import Location
 
-ABSENT = ("NoSuch", "NotFound")
-"""How the codes begin by which S3 says that something isn't there."""
+Bucket = S3Store | GCSStore | AzureStore
 
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+ABSENT = ("NoSuch", "NotFound", "BlobNotFound", "ContainerNotFound")
+"""How the codes begin by which a store says that something isn't there."""
+
+ENDPOINT_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+CREDENTIALS = {
+    "s3": {
+        "AWS_ACCESS_KEY_ID": "access_key_id",
+        "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+        "AWS_SESSION_TOKEN": "session_token",
+    },
+    "gs": {"GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key"},
+    "az": {
+        "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+        "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+        "AZURE_STORAGE_SAS_KEY": "sas_key",
+        "AZURE_CLIENT_ID": "client_id",
+        "AZURE_CLIENT_SECRET": "client_secret",
+        "AZURE_TENANT_ID": "tenant_id",
+    },
+}
+"""Variables of a Secret, and what the client calls them. All others it takes from the environment by itself."""
 
 
-def open_bucket(location: Location, storage: Storage) -> S3Store:
-    """A client of the location's bucket; credentials and anything that `storage` leaves open come from `AWS_*`."""
-    endpoints = storage.endpoint, *(os.environ.get(name) for name in ENDPOINT_VARIABLES)
-    plain_http = any(endpoint.startswith("http://") for endpoint in endpoints if endpoint)
-    settings: dict[str, str] = {}
+def credentials(scheme: str, environment: Environment) -> dict[str, str]:
+    """What the mounted Secret says now, which may be newer than the environment of this process."""
+    found = {}
+    for variable, name in CREDENTIALS[scheme].items():
+        try:
+            found[name] = (environment.credentials_dir / variable).read_text().strip()
+        except OSError:
+            continue
+    return found
+
+
+def open_bucket(location: Location, storage: Storage, upload: Upload, environment: Environment) -> Bucket:
+    """A client of the location's bucket; anything that `storage` and the Secret leave open comes from the variables
+    that the cloud's own tools know (`AWS_*`, `GOOGLE_*`, `AZURE_*`), or from the service account."""
+    scheme = location.scheme
+    endpoints = storage.endpoint, *(os.environ.get(name) for name in ENDPOINT_VARIABLES[scheme])
+    options: dict[str, Any] = {
+        "client_options": {
+            "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints if endpoint),
+            "connect_timeout": f"{upload.connect_seconds:g}s",
+            # One limit for both ways: the client counts from the last byte of the answer, or from the request's start.
+            "read_timeout": f"{max(upload.read_seconds, upload.write_seconds):g}s",
+            "timeout": f"{upload.total_seconds:g}s",
+        },
+        "retry_config": {
+            "max_retries": 4,
+            "retry_timeout": timedelta(seconds=min(120.0, upload.total_seconds)),
+            "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
+        },
+        **credentials(scheme, environment),
+    }
+    if scheme == "gs":
+        if storage.endpoint:
+            options["base_url"] = storage.endpoint
+        return GCSStore(location.container, **options)
     if storage.endpoint:
-        settings["endpoint"] = storage.endpoint
+        options["endpoint"] = storage.endpoint
+    if scheme == "az":
+        return AzureStore(location.container, **options)
     if storage.region:
-        settings["region"] = storage.region
+        options["region"] = storage.region
     return S3Store(
         location.container,
         virtual_hosted_style_request=False,
         disable_bulk_delete=True,  # not every server has it, and a refusal hides in its answer of 200
-        client_options={
-            "allow_http": plain_http,
-            "connect_timeout": "30s",
-            "read_timeout": "120s",
-            "timeout": "600s",
-        },
-        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=120)},
-        **settings,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -61,23 +111,22 @@ def told(location: Location) -> Iterator[None]:
         if "169.254.169.254" in str(error) or "credential" in str(error).lower():
             raise NoCredentials(
                 f"{location.field} {location.shown}: no credentials; create the Secret that spec.inference.storage."
-                "secretName names, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the service account a "
-                f"role ({reason(error)})"
+                f"secretName names, with {_keys(location)}, or give the service account a role ({reason(error)})"
             ) from error
         raise location.problem(f"{_advice(str(error))} ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:
-    """The telling part of an error of object storage: its code and message, or its first line."""
+    """The telling part of an error of object storage: its type, and its code and message or its first line."""
     text = str(error)
-    message = re.search(r"<Message>(.*?)</Message>", text)
+    message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     if code := _code(text):
-        return f"{code}: {message[1]}" if message else code
-    return text.partition("\n")[0][:400] or type(error).__name__
+        return f"{code}: {' '.join(message[1].split())[:400]}" if message else code
+    return f"{type(error).__name__}: {text.partition(chr(10))[0][:600]}"
 
 
 def _code(text: str) -> str:
-    """The code of S3's error document; '' if there is none."""
+    """The code of the store's error document; '' if there is none."""
     found = re.search(r"<Code>(.*?)</Code>", text)
     return found[1] if found else ""
 
@@ -91,10 +140,19 @@ def _denied(location: Location, error: BaseException) -> AccessDenied:
 
 def _missing(location: Location, text: str) -> RunnerError:
     where = f"{location.field} {location.shown}"
-    if "NoSuchBucket" in text or not location.is_input:
+    if "NoSuchBucket" in text or "ContainerNotFound" in text or not location.is_input:
         advice = f"the bucket {location.container!r} does not exist; create it or correct the URL"
         return (InputNotFound if location.is_input else OutputNotWritable)(f"{where}: {advice}")
     return InputNotFound(f"{where}: no such object; upload the input before the job, or correct the URL")
+
+
+def _keys(location: Location) -> str:
+    names = {
+        "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "gs": "GOOGLE_SERVICE_ACCOUNT_KEY",
+        "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    }
+    return names[location.scheme]
 
 
 def _needs(location: Location) -> str:

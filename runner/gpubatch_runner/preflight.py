@@ -82,7 +82,7 @@ async def inspect(spec: RunSpec, environment: Environment) -> Inspection:
     """Inspects a job's input and its outputs' locations; writes the list of all errors if the job must fail."""
     tally = Tally(spec)
     try:
-        locations = of_job(spec)
+        locations = of_job(spec, environment)
         publication = Publication(spec, locations, environment)
         await publication.check_writable()
     except RunnerError as error:
@@ -93,7 +93,7 @@ async def inspect(spec: RunSpec, environment: Environment) -> Inspection:
             tally.check()
         except RunnerError as error:
             if not found.tell():
-                found.write(records.job_failed(publication.token, records.code_of(error.reason), str(error)) + b"\n")
+                found.write(records.job_failed(publication.token, spec.job, error) + b"\n")
             return _verdict(tally, error, await _report(publication, found))
     return _verdict(tally, None, None)
 

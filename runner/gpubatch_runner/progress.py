@@ -23,6 +23,8 @@ class RunProgress:
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.stage = Stage.LOADING_MODEL
         self.message = ""
+        self.note = ""
+        """What is to be said beside the message of any stage."""
         self.total: int | None = None
         self.completed = 0
         self.failed = 0
@@ -76,7 +78,7 @@ class RunProgress:
         self.tick()
         return Progress(
             stage=self.stage,
-            message=self.message,
+            message=" ".join(filter(None, (self.message, self.note))),
             total=self.total,
             completed=self.completed,
             failed=self.failed,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpubatch_runner.contract import LineError, Reason, Usage
+from gpubatch_runner.contract import JobRef, LineError, Outcome, Reason, Usage
+from gpubatch_runner.failures import Ended, RunnerError
 from gpubatch_runner.requests import Request
 
 
@@ -41,9 +42,21 @@ def invalid(token: str, error: LineError) -> bytes:
     return _dump(_record(token, error.line, error.custom_id, None, detail))
 
 
-def job_failed(token: str, code: str, message: str) -> bytes:
+def job_failed(token: str, job: JobRef, error: RunnerError, outcome: Outcome | None = None) -> bytes:
     """The job itself failed: the only line of its error document."""
-    return _dump(_record(token, 0, None, None, {"code": code, "message": message, "line": None}))
+    code = error.code if isinstance(error, Ended) else code_of(error.reason)
+    document = _record(token, 0, None, None, {"code": code, "message": str(error), "line": None})
+    counts = {name: getattr(outcome, name, None) or 0 for name in ("total", "completed", "failed")}
+    return _dump(
+        document
+        | {
+            "code": code,
+            "message": str(error),
+            "reason": error.reason,
+            "job": job.model_dump(),
+            "request_counts": counts,
+        }
+    )
 
 
 def code_of(reason: Reason) -> str:

@@ -1,7 +1,7 @@
 """Publishing a run's results: whole, once, and by one attempt only, even if an old attempt still runs somewhere.
 
     OUTPUT, ERRORS                      the results, visible only when they are complete
-    OUTPUT.TOKEN-aN.staged (and ERRORS) what attempt N has to offer
+    OUTPUT.TOKEN-aN.staged (and ERRORS) what attempt N has to offer; uploaded while the run goes on
     OUTPUT.TOKEN.manifest.json          made only if absent: which attempt's files are the result, and the outcome
     OUTPUT.TOKEN.checkpoint             the journal of an attempt that did not come to its end
     OUTPUT.partial (and ERRORS)         for people: the results of an interrupted attempt
@@ -10,36 +10,34 @@ TOKEN stands for the run. An attempt that comes to a conclusion stages its files
 Exactly one succeeds; it moves its files to their final names. Any other removes its own files, completes that move if
 its winner could not, and reports the winner's outcome as its own. An attempt that merely failed makes no manifest, so
 that a later one can go on from its checkpoint.
+
+An output that can only be PUT (a presigned URL) has nothing beside it: all these stand beside the checkpoint's location
+then, and to move means to PUT. Where there is no checkpoint's location either, the files are PUT from the journal, and
+nothing is decided between attempts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
-from gpubatch_runner.contract import Model, Outcome, RunSpec
+from gpubatch_runner import puts
+from gpubatch_runner.contract import EngineInfo, Model, Outcome, RunSpec
 from gpubatch_runner.environment import Environment
-from gpubatch_runner.failures import AccessDenied, NoCredentials, OutputNotWritable
+from gpubatch_runner.failures import AccessDenied, OutputNotWritable, RunnerError
 from gpubatch_runner.journal import Header, header_of
 from gpubatch_runner.locations import JobLocations, Location, run_token
+from gpubatch_runner.patience import patiently
+from gpubatch_runner.puts import Chunks
 from gpubatch_runner.stores import Store, open_store
+from gpubatch_runner.uploading import Uploads
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 600.0
-"""How long a failing upload is tried again before the run gives it up."""
-
 CHUNK = 256 * 1024
-
-T = TypeVar("T")
-
-Records = Callable[[], Iterator[bytes]]
-"""Yields the records of one file from the start; called again when an upload is tried again."""
 
 
 class Manifest(Model):
@@ -51,6 +49,7 @@ class Manifest(Model):
     output_staged: str
     errors_staged: str | None
     input_digest: str | None = None
+    engine: EngineInfo | None = None
     outcome: Outcome
 
 
@@ -60,26 +59,48 @@ class Publication:
     Args:
         spec: The run and attempt.
         locations: Where the job wants its files.
-        environment: Where claims are mounted.
+        environment: Where claims and Secrets are mounted.
     """
 
     def __init__(self, spec: RunSpec, locations: JobLocations, environment: Environment) -> None:
         self.token = run_token(spec.run)
-        self._spec = spec
+        self._spec, self._environment = spec, environment
         self._output, self._errors = locations.output, locations.errors
-        self._store: dict[str, Store] = {
-            location.field: open_store(location, spec.storage, environment) for location in (self._output, self._errors)
-        }
-        self._manifest = self._output.beside(f".{self.token}.manifest.json")
-        self._checkpoint = self._output.beside(f".{self.token}.checkpoint")
+        self._limits = spec.upload
+        base = locations.output if locations.output.is_place else locations.checkpoint
+        keep = locations.checkpoint or base
+        self._stores: dict[str, Store] = {}
+        for location in (self._output, self._errors, base, keep):
+            if location is not None and location.is_place:
+                self._stores[location.field] = open_store(location, spec.storage, spec.upload, environment)
+        self._base, self._keep = base, keep
+        self._manifest = base.beside(f".{self.token}.manifest.json") if base else None
+        self._checkpoint = keep.beside(f".{self.token}.checkpoint") if keep else None
+        self._uploads = Uploads(spec.upload)
+
+    @property
+    def keeps_work(self) -> bool:
+        """Whether a later attempt can go on where this one ends."""
+        return self._checkpoint is not None
+
+    @property
+    def errors_in_output(self) -> bool:
+        """Whether failed requests stand in the output, for want of a file of their own."""
+        return self._errors is None
+
+    # --- before
 
     async def check_writable(self) -> None:
-        """Tries both locations with a probe beside them, and takes it away again.
+        """Tries each place with a probe, and takes it away again; of URLs that are PUT to, looks at their expiry.
 
         Raises:
             AccessDenied, OutputNotWritable: One cannot be written, read back and cleaned up, or lets two create a file.
+            OutputExpired: A presigned URL is past its end.
         """
-        for location in (self._output, self._errors):
+        for location in (*self._final, *([self._keep] if self._keep and self._keep is not self._output else [])):
+            if not location.is_place:
+                puts.check_expiry(location)
+                continue
             probe, store = location.beside(f".{self.token}-a{self._spec.attempt}.probe"), self._of(location)
             await store.delete(probe)
             if not await store.create(probe, b"gpubatch\n") or await store.create(probe, b"gpubatch\n"):
@@ -92,72 +113,30 @@ class Publication:
                 raise OutputNotWritable(f"{location.field} {location.shown}: what was written cannot be read back")
             await store.delete(probe)
 
-    async def finished(self) -> Outcome | None:
-        """The outcome of the run if an attempt has concluded it; completes its move if need be."""
-        data = await self._of(self._manifest).read_small(self._manifest)
-        if data is None:
-            return None
-        manifest = Manifest.model_validate_json(data)
-        await self._promote(manifest.attempt, manifest.outcome)
-        await self._clean_up()
-        return manifest.outcome
+    async def sweep(self) -> None:
+        """Removes what killed attempts of this run left half uploaded, as far as it can."""
+        for location in dict.fromkeys(filter(None, (self._base, self._errors, self._keep))):
+            if location.is_place:
+                await self._of(location).sweep(location.beside(f".{self.token}"))
 
-    async def conclude(
-        self, report: Callable[[], Outcome], output: Records, errors: Records, digest: str | None
-    ) -> Outcome:
-        """Publishes the run's results and its outcome, unless another attempt has; returns the outcome that counts.
+    # --- meanwhile
 
-        Args:
-            report: Gives the outcome of this attempt; its timings grow with the upload.
-            output: The records of the output file.
-            errors: The records of the error file.
-            digest: SHA-256 of the input.
-        """
-        staged = await self._stage(self._with_files(report(), self._output, self._errors), output, errors)
-        outcome = self._with_files(report(), self._output, self._errors)
-        manifest = Manifest(
-            run=self._spec.run,
-            attempt=self._spec.attempt,
-            time=datetime.now(UTC),
-            output_staged=staged[0].url,
-            errors_staged=staged[1].url if outcome.errors else None,
-            input_digest=digest,
-            outcome=outcome,
-        )
-        text = manifest.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
-        await _patiently(lambda: self._of(self._manifest).create(self._manifest, text))
-        return await _patiently(self.finished) or outcome
-
-    async def give_up(self, outcome: Outcome, output: Records, errors: Records, journal: Path) -> Outcome:
-        """Publishes what a failed attempt has, and a checkpoint for the next; unless the run is concluded."""
-        if concluded := await _patiently(self.finished):
-            return concluded
-        outcome = self._with_files(outcome, self._output, self._errors)
-        await self.write_checkpoint(journal)
-        await self._stage(outcome, output, errors)
-        if concluded := await _patiently(self.finished):
-            return concluded
-        await _patiently(lambda: self._promote(self._spec.attempt, outcome))
-        return outcome
-
-    async def suspend(self, outcome: Outcome, output: Records, errors: Records, journal: Path) -> Outcome:
-        """Leaves a checkpoint for the next attempt, and the partial results beside the final names for people."""
-        if concluded := await self.finished():
-            return concluded
-        partial = [location.beside(".partial") for location in (self._output, self._errors)]
-        outcome = self._with_files(outcome, *partial)
-        await self.write_checkpoint(journal)
-        await self._of(partial[0]).write(partial[0], _chunks(output()))
-        if outcome.failed:
-            await self._of(partial[1]).write(partial[1], _chunks(errors()))
-        return outcome
+    def follow(self, output: Chunks, errors: Chunks | None) -> None:
+        """Begins to upload files that are still growing."""
+        for location, chunks in ((self._output, output), (self._errors, errors)):
+            if location and chunks and (staged := self._staged(location, self._spec.attempt)):
+                self._uploads.begin(self._of(staged), staged, chunks)
 
     async def write_checkpoint(self, journal: Path) -> None:
-        """Saves the journal beside the output, for an attempt in another pod."""
-        await _patiently(lambda: self._of(self._checkpoint).write(self._checkpoint, _file_chunks(journal)))
+        """Saves the journal for an attempt in another pod, where there is a place for it."""
+        if (place := self._checkpoint) is not None:
+            store = self._of(place)
+            await patiently(lambda: self._uploads.write(store, place, lambda: _file_chunks(journal)), self._limits)
 
     async def restore(self, journal: Path, header: Header) -> bool:
         """Takes over an earlier attempt's checkpoint as this attempt's journal, if it is of the same run and input."""
+        if self._checkpoint is None:
+            return False
         fetched = journal.with_suffix(".fetched")
         try:
             await _save(self._of(self._checkpoint).read(self._checkpoint), fetched)
@@ -170,85 +149,233 @@ class Publication:
         fetched.replace(journal)
         return True
 
-    async def report(self, records: Iterable[bytes]) -> str:
+    # --- at the end
+
+    async def finished(self) -> Outcome | None:
+        """The outcome of the run if an attempt has concluded it; completes its move if need be."""
+        if self._manifest is None:
+            return None
+        data = await self._of(self._manifest).read_small(self._manifest)
+        if data is None:
+            return None
+        manifest = Manifest.model_validate_json(data)
+        try:
+            await self._promote(manifest.attempt, manifest.outcome)
+        except OutputNotWritable as error:
+            if self._output.is_place:
+                raise
+            return self._undelivered(manifest.outcome, error)
+        await self._clean_up()
+        return manifest.outcome
+
+    async def conclude(
+        self,
+        report: Callable[[], Outcome],
+        output: Chunks,
+        errors: Chunks,
+        digest: str | None = None,
+        engine: EngineInfo | None = None,
+    ) -> Outcome:
+        """Publishes the run's results and its outcome, unless another attempt has; returns the outcome that counts.
+
+        Args:
+            report: Gives the outcome of this attempt; its timings grow with the upload.
+            output: The bytes of the output file.
+            errors: The bytes of the error file.
+            digest: SHA-256 of the input.
+            engine: What answered.
+        """
+        place = self._manifest
+        if place is None:
+            return await self._hand_over(report, output, errors)
+        await self._stage(self._with_files(report()), output, errors)
+        outcome = self._with_files(report())
+        staged = [self._staged(location, self._spec.attempt) for location in self._final]
+        manifest = Manifest(
+            run=self._spec.run,
+            attempt=self._spec.attempt,
+            time=datetime.now(UTC),
+            output_staged=staged[0].url if staged[0] else "",
+            errors_staged=staged[1].url if outcome.errors and staged[1:] and staged[1] else None,
+            input_digest=digest,
+            engine=engine,
+            outcome=outcome,
+        )
+        text = manifest.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
+        await patiently(lambda: self._of(place).create(place, text), self._limits)
+        return await patiently(self.finished, self._limits) or outcome
+
+    async def give_up(self, outcome: Outcome, output: Chunks, errors: Chunks, journal: Path) -> Outcome:
+        """Publishes what a failed attempt has, and a checkpoint for the next; unless the run is concluded."""
+        if self._manifest is None:
+            return await self._hand_over(lambda: outcome, output, errors)
+        if concluded := await patiently(self.finished, self._limits):
+            return concluded
+        outcome = self._with_files(outcome)
+        await self.write_checkpoint(journal)
+        await self._stage(outcome, output, errors)
+        if concluded := await patiently(self.finished, self._limits):
+            return concluded
+        try:
+            await self._promote(self._spec.attempt, outcome)
+        except OutputNotWritable as error:
+            if self._output.is_place:
+                raise
+            return self._undelivered(outcome, error)
+        return outcome
+
+    async def suspend(self, outcome: Outcome, output: Chunks, errors: Chunks, journal: Path) -> Outcome:
+        """Leaves a checkpoint for the next attempt, and the partial results beside the final names for people."""
+        if concluded := await self.finished():
+            return concluded
+        await self.write_checkpoint(journal)
+        if not self._output.is_place:
+            return outcome
+        whole = self._with_files(outcome)
+        await self._stage(whole, output, errors)
+        shown = {}
+        for name, location in (("output", self._output), ("errors", self._errors if whole.errors else None)):
+            if location and location.is_place and (staged := self._staged(location, self._spec.attempt)):
+                partial = location.beside(".partial")
+                await self._of(location).move(staged, partial)
+                shown[name] = partial.shown
+        return outcome.model_copy(update=shown)
+
+    async def drop(self) -> None:
+        """Ends the uploads of this attempt that nobody wants any more."""
+        await self._uploads.drop()
+
+    async def report(self, document: Iterable[bytes]) -> str:
         """Writes the error document of a job that produced no results; returns its URL."""
-        await self._of(self._errors).write(self._errors, _chunks(iter(records)))
-        return self._errors.url
+        location = self._errors or self._output
+        lines = list(document)
+        await self._deliver(location, lambda: _lines(lines))
+        return location.shown
+
+    # --- in detail
+
+    @property
+    def _final(self) -> list[Location]:
+        return [self._output, self._errors] if self._errors else [self._output]
 
     def _of(self, location: Location) -> Store:
-        return self._store[location.field]
+        return self._stores[location.field]
 
-    def _staged(self, location: Location, attempt: int) -> Location:
-        return location.beside(f".{self.token}-a{attempt}.staged")
+    def _staged(self, location: Location, attempt: int) -> Location | None:
+        """Where an attempt's file stands until it is decided on; None if there is no such place."""
+        if location.is_place:
+            return location.beside(f".{self.token}-a{attempt}.staged")
+        role = "output" if location is self._output else "errors"
+        return self._base.beside(f".{self.token}-a{attempt}.{role}.staged") if self._base else None
 
-    def _with_files(self, outcome: Outcome, output: Location, errors: Location) -> Outcome:
-        return outcome.model_copy(update={"output": output.url, "errors": errors.url if outcome.failed else None})
+    def _with_files(self, outcome: Outcome) -> Outcome:
+        errors = self._errors.shown if self._errors and outcome.failed else None
+        return outcome.model_copy(update={"output": self._output.shown, "errors": errors})
 
-    async def _stage(self, outcome: Outcome, output: Records, errors: Records) -> tuple[Location, Location]:
-        staged = self._staged(self._output, self._spec.attempt), self._staged(self._errors, self._spec.attempt)
-        await _patiently(lambda: self._of(staged[0]).write(staged[0], _chunks(output())))
-        if outcome.errors:
-            await _patiently(lambda: self._of(staged[1]).write(staged[1], _chunks(errors())))
-        return staged
+    async def _stage(self, outcome: Outcome, output: Chunks, errors: Chunks) -> None:
+        for location, chunks in ((self._output, output), (self._errors if outcome.errors else None, errors)):
+            if location and (staged := self._staged(location, self._spec.attempt)):
+                await self._uploads.finish(self._of(staged), staged, chunks)
 
     async def _promote(self, attempt: int, outcome: Outcome) -> None:
         """Moves an attempt's files to their final names; the output last: its presence means that all is there."""
-        output, errors = self._staged(self._output, attempt), self._staged(self._errors, attempt)
-        if not await self._of(output).exists(output):
+        staged = self._staged(self._output, attempt)
+        if staged is None or not await self._of(staged).exists(staged):
             return  # done before
-        if outcome.errors:
-            await self._of(errors).move(errors, self._errors)
-        else:
+        if self._errors and outcome.errors:
+            await self._put_in_place(self._staged(self._errors, attempt), self._errors)
+        elif self._errors and self._errors.is_place:
             await self._of(self._errors).delete(self._errors)  # of an earlier run
-        await self._of(output).move(output, self._output)
+        await self._put_in_place(staged, self._output)
+
+    async def _put_in_place(self, staged: Location | None, target: Location) -> None:
+        assert staged is not None
+        store = self._of(staged)
+        if target.is_place:
+            await patiently(lambda: store.move(staged, target), self._limits)
+            return
+
+        async def put() -> None:
+            if (size := await store.size(staged)) is not None:  # else another attempt has done it
+                await puts.put(target, size, lambda: store.read(staged), self._limits, self._environment)
+
+        await patiently(put, self._limits, renewable=target.secret is not None)
+        await store.delete(staged)
+
+    async def _deliver(self, target: Location, chunks: Chunks) -> None:
+        """Writes a complete file to its final place."""
+        if target.is_place:
+            await patiently(lambda: self._uploads.write(self._of(target), target, chunks), self._limits)
+            return
+        size = sum([len(chunk) async for chunk in chunks()])
+        await patiently(
+            lambda: puts.put(target, size, chunks, self._limits, self._environment),
+            self._limits,
+            renewable=target.secret is not None,
+        )
+
+    async def _hand_over(self, report: Callable[[], Outcome], output: Chunks, errors: Chunks) -> Outcome:
+        """PUTs the files from this pod: there is no place to keep them at. What a restarted container finds to have
+        been taken is not sent again, since some URLs are good for one time only."""
+        outcome = self._with_files(report())
+        try:
+            for location, chunks in ((self._errors if outcome.errors else None, errors), (self._output, output)):
+                if location is None:
+                    continue
+                receipt = self._environment.journal_dir / f"{self.token}-a{self._spec.attempt}.{location.field}.taken"
+                if not receipt.exists():
+                    await self._deliver(location, chunks)
+                    receipt.touch()
+        except OutputNotWritable as error:
+            lost = (
+                f"{error} The results are lost with this pod: spec.inference.checkpoint, where they would be kept, is "
+                "not set."
+            )
+            return report().model_copy(update={"succeeded": False, "reason": error.reason, "message": lost})
+        return self._with_files(report())
+
+    def _undelivered(self, outcome: Outcome, error: RunnerError) -> Outcome:
+        """The outcome of a run that is done and whose results nobody took yet."""
+        assert self._base is not None
+        text = (
+            f"{error} All {outcome.completed + outcome.failed} results are kept beside {self._base.shown}; a new "
+            "attempt uploads them without computing anything again."
+        )
+        reason = error.reason
+        if outcome.reason is not None:
+            reason, text = outcome.reason, f"{outcome.message} And the results could not be delivered: {text}"
+        update = {"succeeded": False, "reason": reason, "message": text, "output": None, "errors": None}
+        return outcome.model_copy(update=update)
 
     async def _clean_up(self) -> None:
         """Removes what attempts left, as far as it can; the manifest stays."""
-        leftovers = [self._checkpoint, self._output.beside(".partial"), self._errors.beside(".partial")]
-        for attempt in range(1, self._spec.attempt + 1):
-            leftovers += [self._staged(self._output, attempt), self._staged(self._errors, attempt)]
+        leftovers = [self._checkpoint] if self._checkpoint else []
+        for location in self._final:
+            leftovers += [location.beside(".partial")] if location.is_place else []
+            leftovers += [
+                staged for n in range(1, self._spec.attempt + 1) if (staged := self._staged(location, n)) is not None
+            ]
         for location in leftovers:
             try:
                 await self._of(location).delete(location)
             except (AccessDenied, OutputNotWritable) as error:
-                log.warning("left behind", extra={"url": location.url, "problem": str(error)})
+                log.warning("left behind", extra={"url": location.shown, "problem": str(error)})
+        if self._uploads.disturbed:
+            await self.sweep()
 
 
-async def _patiently(action: Callable[[], Awaitable[T]]) -> T:
-    """Tries again while the storage fails; results are not given up for an outage of minutes."""
-    begin, delay = time.monotonic(), 1.0
-    while True:
-        try:
-            return await action()
-        except (OutputNotWritable, NoCredentials) as error:
-            if time.monotonic() - begin + delay > PATIENCE_SECONDS:
-                raise
-            log.warning("upload failed; trying again", extra={"problem": str(error), "seconds": delay})
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 60.0)
+async def _lines(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for line in lines:
+        yield line + b"\n"
 
 
-def _chunks(records: Iterator[bytes]) -> Iterator[bytes]:
-    """JSON Lines in chunks of a size worth writing."""
-    parts: list[bytes] = []
-    size = 0
-    for record in records:
-        parts += (record, b"\n")
-        size += len(record) + 1
-        if size >= CHUNK:
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
-
-
-def _file_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+async def _file_chunks(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk
 
 
 async def _save(chunks: AsyncIterator[bytes], path: Path) -> None:
-    with path.open("wb") as file:
+    with await asyncio.to_thread(path.open, "wb") as file:
         async for chunk in chunks:
-            file.write(chunk)
+            await asyncio.to_thread(file.write, chunk)

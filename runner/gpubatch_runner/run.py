@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from gpubatch_runner import records, sources
 from gpubatch_runner.contract import STOP_FILE, LineError, Outcome, RunSpec, Stage, Usage
 from gpubatch_runner.dispatch import Dispatcher, Result, TimedOut, Unanswered
-from gpubatch_runner.endings import Ending
+from gpubatch_runner.endings import NOTHING_KEPT, Ending
 from gpubatch_runner.engine import EngineClient
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import RunnerError
@@ -61,7 +61,7 @@ async def run(spec: RunSpec, environment: Environment, terminated: asyncio.Event
     stop = Stop(terminated, environment.pod_dir / STOP_FILE, spec.stop_at, spec.stop_reason)
     async with serving(progress, environment.progress_port), stop.watching():
         try:
-            locations = of_job(spec)
+            locations = of_job(spec, environment)
             publication = Publication(spec, locations, environment)
             if concluded := await unless(stop, publication.finished(), PREPARE_SECONDS):
                 log.info("the run was concluded by an earlier attempt")
@@ -99,19 +99,21 @@ class Attempt:
         self._stop = stop
         self._token = publication.token
         self._journal: Journal | None = None
+        self._ending = Ending(spec, publication, progress)
 
     async def run(self) -> Outcome:
         """The attempt's outcome; never raises a `RunnerError`."""
         problem: RunnerError | None = None
         try:
-            await self._answer_all()
-        except RunnerError as error:
-            log.warning("attempt failed", extra={"reason": error.reason, "problem": str(error)})
-            problem = error
-        self._progress.enter(Stage.UPLOADING)
-        try:
-            return await Ending(self._publication, self._progress).of(problem, self._journal, self._without_result)
+            try:
+                await self._answer_all()
+            except RunnerError as error:
+                log.warning("attempt failed", extra={"reason": error.reason, "problem": str(error)})
+                problem = error
+            self._progress.enter(Stage.UPLOADING)
+            return await self._ending.of(problem, self._without_result)
         finally:
+            await self._ending.close()
             if self._journal is not None:
                 self._journal.close()
 
@@ -129,6 +131,9 @@ class Attempt:
     async def _prepare(self) -> Journal:
         """Checks the outputs, fetches and judges the input, and opens the journal."""
         await self._publication.check_writable()
+        await self._publication.sweep()
+        if self._spec.attempt > 1 and not self._publication.keeps_work:
+            self._progress.note = f"Attempt {self._spec.attempt - 1} was lost. {NOTHING_KEPT}"
         chunks = sources.read(self._locations.input, self._spec.storage, self._environment)
         digest = await self._workdir.keep_input(chunks)
         if self._workdir.state.total is None:
@@ -142,6 +147,7 @@ class Attempt:
         journal = Journal(self._workdir.journal, header)
         self._progress.completed, self._progress.failed = journal.completed, journal.failed
         self._progress.input_tokens, self._progress.output_tokens = journal.input_tokens, journal.output_tokens
+        self._ending.follow(journal)
         log.info("input ready", extra={"total": self._progress.total, "done": journal.completed + journal.failed})
         return journal
 
@@ -179,6 +185,7 @@ class Attempt:
         )
         self._progress.metrics.in_flight.set_function(lambda: dispatcher.in_flight)
         await unless(self._stop, supervisor.up())
+        self._ending.engine = await client.describe()
         self._progress.enter(Stage.PROCESSING)
         sending = asyncio.create_task(dispatcher.run(_chain(first, todo)))
         stopping = asyncio.create_task(self._stop.wait())

@@ -10,10 +10,10 @@ import aiohttp
 import obstore
 from yarl import URL
 
-from gpubatch_runner.contract import Storage
+from gpubatch_runner.contract import Storage, Upload
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import AccessDenied, InputNotFound, InputUnreadable
-from gpubatch_runner.locations import Location
+from gpubatch_runner.locations import BUCKETS, Location
 from gpubatch_runner.objectstore import open_bucket, told
 
 CHUNK = 1024 * 1024
@@ -29,16 +29,16 @@ def read(location: Location, storage: Storage, environment: Environment) -> Asyn
     Raises (while iterating):
         InputNotFound, AccessDenied, InputUnreadable: As their names say; the text names the field.
     """
-    if location.scheme == "s3":
-        return _object(location, storage)
+    if location.scheme in BUCKETS:
+        return _object(location, storage, environment)
     if location.scheme in ("http", "https"):
         return _http(location)
     return _file(location, environment)
 
 
-async def _object(location: Location, storage: Storage) -> AsyncIterator[bytes]:
+async def _object(location: Location, storage: Storage, environment: Environment) -> AsyncIterator[bytes]:
     with told(location):  # the client itself takes a cut download up again, from the same version of the object
-        store = open_bucket(location, storage)
+        store = open_bucket(location, storage, Upload(), environment)
         async for chunk in (await obstore.get_async(store, location.path)).stream(min_chunk_size=CHUNK):
             yield bytes(chunk)
 

@@ -17,20 +17,22 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from gpubatch_runner.contract import Storage
+from gpubatch_runner import uploads
+from gpubatch_runner.contract import Storage, Upload
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import AccessDenied, OutputNotWritable, RunnerError
 from gpubatch_runner.locations import Location
-from gpubatch_runner.objectstore import open_bucket, told
+from gpubatch_runner.objectstore import Bucket, credentials, open_bucket, told
 
 PART = 8 * 1024 * 1024
 """Bytes of a part of a multipart upload; a smaller file is one request. 10,000 parts make the largest file 80 GB."""
 
-PARTS_IN_FLIGHT = 3
+PARTS_IN_FLIGHT = 2
 COPY_LIMIT = 5 * 1024**3
 """S3 copies objects up to this size by itself."""
 
@@ -39,8 +41,9 @@ class Store(ABC):
     """Where a job writes. Names are locations of this store; all failures are `RunnerError` and name the field."""
 
     @abstractmethod
-    async def write(self, location: Location, chunks: Iterator[bytes]) -> None:
-        """Writes a file, whole or not at all."""
+    async def write(self, location: Location, chunks: AsyncIterator[bytes]) -> None:
+        """Writes a file, whole or not at all. `chunks` may take hours to come: they are sent on the way, and the file
+        is there soon after the last. If they raise, what was sent is removed."""
 
     @abstractmethod
     async def create(self, location: Location, data: bytes) -> bool:
@@ -59,8 +62,15 @@ class Store(ABC):
         """Removes a file if it is there."""
 
     @abstractmethod
+    async def size(self, location: Location) -> int | None:
+        """Bytes of a file; None if there is none."""
+
+    async def sweep(self, prefix: Location) -> None:  # noqa: B027
+        """Removes what killed writers of files left that is not visible as files; as far as it can."""
+
     async def exists(self, location: Location) -> bool:
         """Whether there is such a file."""
+        return await self.size(location) is not None
 
     async def read_small(self, location: Location) -> bytes | None:
         """The whole of a small file; None if there is none."""
@@ -70,30 +80,50 @@ class Store(ABC):
             return None
 
 
-def open_store(location: Location, storage: Storage, environment: Environment) -> Store:
+def open_store(location: Location, storage: Storage, upload: Upload, environment: Environment) -> Store:
     """The store of an output's location."""
-    return BucketStore(location, storage) if location.scheme == "s3" else ClaimStore(environment)
+    if location.scheme == "pvc":
+        return ClaimStore(environment)
+    return BucketStore(location, storage, upload, environment)
 
 
 class BucketStore(Store):
-    """A bucket of S3 or of anything that speaks it, with conditional writes (`If-None-Match: *`)."""
+    """A bucket of S3 (or of anything that speaks it), Google or Azure, with conditional writes."""
 
-    def __init__(self, location: Location, storage: Storage) -> None:
-        with told(location):
-            self._bucket = open_bucket(location, storage)
+    def __init__(self, location: Location, storage: Storage, upload: Upload, environment: Environment) -> None:
+        self._storage, self._upload, self._environment = storage, upload, environment
+        self._location = location
+        self._keys: dict[str, str] = {}
+        self._client: Bucket | None = None
 
-    async def write(self, location: Location, chunks: Iterator[bytes]) -> None:
-        with told(location):
-            first = b""
-            for chunk in chunks:
-                first += chunk
-                if len(first) >= PART:
-                    stream = _chain(first, chunks)
+    @property
+    def _bucket(self) -> Bucket:
+        """The client, with the keys that the Secret holds now: they may be renewed while a run takes hours."""
+        keys = credentials(self._location.scheme, self._environment)
+        if self._client is None or keys != self._keys:
+            with told(self._location):
+                self._client = open_bucket(self._location, self._storage, self._upload, self._environment)
+            self._keys = keys
+        return self._client
+
+    async def write(self, location: Location, chunks: AsyncIterator[bytes]) -> None:
+        first: list[bytes] = []
+        size = 0
+        async for chunk in chunks:
+            first.append(chunk)
+            size += len(chunk)
+            if size >= PART:
+                with told(location):
                     await obstore.put_async(
-                        self._bucket, location.path, stream, chunk_size=PART, max_concurrency=PARTS_IN_FLIGHT
+                        self._bucket,
+                        location.path,
+                        _chain(first, chunks),
+                        chunk_size=PART,
+                        max_concurrency=PARTS_IN_FLIGHT,
                     )
-                    return
-            await obstore.put_async(self._bucket, location.path, first, use_multipart=False)
+                return
+        with told(location):
+            await obstore.put_async(self._bucket, location.path, b"".join(first), use_multipart=False)
 
     async def create(self, location: Location, data: bytes) -> bool:
         with told(location):
@@ -124,13 +154,16 @@ class BucketStore(Store):
         await self.delete(source)
         return True
 
-    async def exists(self, location: Location) -> bool:
+    async def size(self, location: Location) -> int | None:
         try:
             with _absence_told(location):
-                await obstore.head_async(self._bucket, location.path)
+                return int((await obstore.head_async(self._bucket, location.path))["size"])
         except FileNotFoundError:
-            return False
-        return True
+            return None
+
+    async def sweep(self, prefix: Location) -> None:
+        if prefix.scheme == "s3":
+            await uploads.sweep(prefix, self._storage, self._environment)
 
     async def delete(self, location: Location) -> None:
         with told(location), contextlib.suppress(FileNotFoundError):
@@ -143,10 +176,10 @@ class ClaimStore(Store):
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    async def write(self, location: Location, chunks: Iterator[bytes]) -> None:
+    async def write(self, location: Location, chunks: AsyncIterator[bytes]) -> None:
         with _file_errors_told(location):
             try:
-                await asyncio.to_thread(_write_file, self._file(location), chunks)
+                await _write_file(self._file(location), chunks)
             except FileNotFoundError as error:  # another attempt concluded the run and cleaned up
                 raise location.problem("the file was removed while it was written; it is written again") from error
 
@@ -167,9 +200,12 @@ class ClaimStore(Store):
                 return False
             return True
 
-    async def exists(self, location: Location) -> bool:
+    async def size(self, location: Location) -> int | None:
         with _file_errors_told(location):
-            return await asyncio.to_thread(self._file(location).is_file)
+            try:
+                return (await asyncio.to_thread(self._file(location).stat)).st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     async def delete(self, location: Location) -> None:
         with _file_errors_told(location):
@@ -179,25 +215,29 @@ class ClaimStore(Store):
         return location.file(self._environment)
 
 
-async def _chain(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    for chunk in rest:
+async def _chain(first: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while first:
+        yield first.pop(0)
+    async for chunk in rest:
         yield chunk
-        await asyncio.sleep(0)  # the progress server goes on meanwhile
 
 
-def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+async def _write_file(path: Path, chunks: AsyncIterator[bytes]) -> None:
+    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
     partial = _partial(path)
     try:
         with partial.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(partial, path)
+            async for chunk in chunks:
+                await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(_sync, file)
+        await asyncio.to_thread(_replace, partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _create_file(path: Path, data: bytes) -> bool:

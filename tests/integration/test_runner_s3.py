@@ -8,17 +8,18 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpubatch_runner.contract import Inspection, Outcome, Reason, RunSpec, Storage
+from gpubatch_runner.contract import Inspection, Outcome, Reason, RunSpec, Storage, Upload
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.locations import OUTPUT_FIELD, of_job, parse
 from gpubatch_runner.preflight import inspect
+from gpubatch_runner.puts import Chunks
 from gpubatch_runner.results import Publication
 from gpubatch_runner.run import run
 from gpubatch_runner.stores import PART, BucketStore
@@ -128,6 +129,14 @@ def lines(count: int) -> bytes:
     return b"".join(json.dumps(request(n)).encode() + b"\n" for n in range(count))
 
 
+def chunks_of(*chunks: bytes) -> Chunks:
+    async def given() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return given
+
+
 async def look(s3: S3, **changes: Any) -> Inspection:
     return await inspect(spec(s3, attempt=0, **changes), Environment())
 
@@ -153,10 +162,10 @@ async def test_a_run_reads_and_writes_s3_and_leaves_only_results_and_manifest(s3
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART + 7])
 async def test_files_of_any_size_arrive_whole(s3: S3, size: int) -> None:
-    location = parse("s3://batches/big", OUTPUT_FIELD)
-    store = BucketStore(location, s3.storage)
+    location = parse("s3://batches/big", OUTPUT_FIELD, Environment())
+    store = BucketStore(location, s3.storage, Upload(), Environment())
     data = os.urandom(size)
-    await store.write(location, (data[at : at + 100_000] for at in range(0, size, 100_000)))
+    await store.write(location, chunks_of(*(data[at : at + 100_000] for at in range(0, size, 100_000)))())
     assert await store.read_small(location) == data
     assert await store.move(location, location.beside(".moved"))
     assert (s3.root / "batches" / "big.moved").read_bytes() == data
@@ -166,8 +175,8 @@ async def test_files_of_any_size_arrive_whole(s3: S3, size: int) -> None:
 
 
 async def test_of_many_that_create_an_object_exactly_one_succeeds(s3: S3) -> None:
-    location = parse("s3://batches/manifest", OUTPUT_FIELD)
-    stores = [BucketStore(location, s3.storage) for _ in range(20)]
+    location = parse("s3://batches/manifest", OUTPUT_FIELD, Environment())
+    stores = [BucketStore(location, s3.storage, Upload(), Environment()) for _ in range(20)]
     for round in range(5):
         target = location.beside(str(round))
         won = await asyncio.gather(*(store.create(target, b"%d" % n) for n, store in enumerate(stores)))
@@ -178,11 +187,10 @@ async def test_of_many_that_create_an_object_exactly_one_succeeds(s3: S3) -> Non
 async def test_of_two_attempts_that_race_one_publishes_and_both_report_it(s3: S3) -> None:
     async def conclude(attempt: int) -> Outcome:
         mine = spec(s3, attempt=attempt)
-        return await Publication(mine, of_job(mine), Environment()).conclude(
+        return await Publication(mine, of_job(mine, Environment()), Environment()).conclude(
             lambda: Outcome(succeeded=True, completed=1, failed=1, message=str(attempt)),
-            lambda: iter([b"output %d" % attempt]),
-            lambda: iter([b"errors %d" % attempt]),
-            None,
+            chunks_of(b"output %d\n" % attempt),
+            chunks_of(b"errors %d\n" % attempt),
         )
 
     first, second = await asyncio.gather(conclude(1), conclude(2))

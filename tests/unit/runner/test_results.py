@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from gpubatch_runner.contract import Outcome
 from gpubatch_runner.failures import OutputNotWritable
 from gpubatch_runner.locations import of_job
+from gpubatch_runner.puts import Chunks
 from gpubatch_runner.results import Publication
 from gpubatch_runner.stores import ClaimStore
 from unit.runner.jobs import Job
@@ -20,7 +21,17 @@ from unit.runner.jobs import Job
 
 def publication(job: Job, attempt: int) -> Publication:
     spec = job.spec(attempt=attempt)
-    return Publication(spec, of_job(spec), job.environment)
+    return Publication(spec, of_job(spec, job.environment), job.environment)
+
+
+def lines(*records: bytes) -> Chunks:
+    """A file of these records."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for record in records:
+            yield record + b"\n"
+
+    return chunks
 
 
 def outcome(attempt: int, failed: int = 1) -> Outcome:
@@ -30,7 +41,7 @@ def outcome(attempt: int, failed: int = 1) -> Outcome:
 async def conclude(job: Job, attempt: int, failed: int = 1) -> Outcome:
     output, errors = f"output {attempt}".encode(), f"errors {attempt}".encode()
     return await publication(job, attempt).conclude(
-        lambda: outcome(attempt, failed), lambda: iter([output]), lambda: iter([errors]), "digest"
+        lambda: outcome(attempt, failed), lines(output), lines(errors), "digest"
     )
 
 
@@ -101,8 +112,8 @@ async def test_an_old_attempt_that_wakes_up_late_changes_nothing(job: Job) -> No
     old = publication(job, 1)
     ends = [
         await conclude(job, 1),
-        await old.give_up(outcome(1), lambda: iter([b"late"]), lambda: iter([b"late"]), journal),
-        await old.suspend(outcome(1), lambda: iter([b"late"]), lambda: iter([b"late"]), journal),
+        await old.give_up(outcome(1), lines(b"late"), lines(b"late"), journal),
+        await old.suspend(outcome(1), lines(b"late"), lines(b"late"), journal),
     ]
     assert [end.message for end in ends] == ["by 2"] * 3
     assert job.output.read_text() == "output 2\n"
@@ -120,35 +131,36 @@ async def test_a_failing_upload_is_tried_again(job: Job, monkeypatch: pytest.Mon
         await write(*arguments)
 
     async def sleep(seconds: float) -> None:
-        sleeps.append(seconds)
+        if seconds:
+            sleeps.append(seconds)
 
     monkeypatch.setattr(ClaimStore, "write", outage)
-    monkeypatch.setattr("gpubatch_runner.results.asyncio.sleep", sleep)
+    monkeypatch.setattr("gpubatch_runner.patience.asyncio.sleep", sleep)
     await conclude(job, 1)
-    assert sleeps == [1.0, 2.0]
+    first, second = sleeps
+    assert first < second
     assert job.output.read_text() == "output 1\n"
 
 
 async def test_an_attempt_whose_upload_is_cleaned_up_by_the_winner_reports_the_winners_outcome(job: Job) -> None:
     meanwhile: list[Outcome] = []
-    loop = asyncio.get_running_loop()
 
-    def overtaken() -> Iterator[bytes]:
+    async def overtaken() -> AsyncIterator[bytes]:
         if not meanwhile:
-            meanwhile.append(asyncio.run_coroutine_threadsafe(conclude(job, 2), loop).result(10))
-        yield b"late"
+            meanwhile.append(await conclude(job, 2))
+        yield b"late\n"
 
-    end = await publication(job, 1).conclude(lambda: outcome(1), overtaken, lambda: iter([b"late"]), None)
+    end = await publication(job, 1).conclude(lambda: outcome(1), overtaken, lines(b"late"), None)
     assert end == meanwhile[0]
     assert job.output.read_text() == "output 2\n"
     assert len(list(job.claim.iterdir())) == 3  # output, errors, manifest
 
 
 async def test_a_reader_never_sees_half_an_output(job: Job) -> None:
-    def slowly() -> Iterator[bytes]:
+    async def slowly() -> AsyncIterator[bytes]:
         for _ in range(2000):
-            yield b"x" * 1000
+            yield b"x" * 1000 + b"\n"
             assert not job.output.exists()
 
-    await publication(job, 1).conclude(lambda: outcome(1, failed=0), slowly, lambda: iter([]), None)
+    await publication(job, 1).conclude(lambda: outcome(1, failed=0), slowly, lines(), None)
     assert job.output.stat().st_size == 2000 * 1001
