@@ -126,6 +126,17 @@ class Settings(BaseModel):
         default="",
         description="Comma-separated CIDRs of private addresses that webhooks may reach besides public ones.",
     )
+    upload_connect_seconds: float = Field(
+        default=30, ge=1, description="Time limit for a connection to a place that results are written to."
+    )
+    upload_read_seconds: float = Field(default=120, ge=1, description="The same without a byte of the answer.")
+    upload_write_seconds: float = Field(default=120, ge=1, description="The same without a byte of ours being taken.")
+    upload_pool_seconds: float = Field(default=10, ge=1, description="The same for a free connection.")
+    upload_total_seconds: float = Field(default=600, ge=1, description="The same for one attempt at one file.")
+    upload_attempts: int = Field(default=3, ge=1, le=20, description="Attempts at writing a file of results.")
+    upload_backoff_seconds: float = Field(
+        default=10, ge=1, description="Delay after the first failed attempt; doubled each time, with jitter."
+    )
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 serves none.")
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")

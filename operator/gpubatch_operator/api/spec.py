@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 
 NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
@@ -18,7 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 Text = Annotated[str, Field(max_length=1024)]
 
 
-def rule(expression: str, message: str) -> JsonValue:
+def rule(expression: str, message: str) -> JsonDict:
     """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints."""
     return {"rule": expression, "message": message}
 
@@ -122,47 +123,115 @@ class Engine(ApiModel):
     )
 
 
+class SecretKey(ApiModel):
+    """A key of a Secret in the job's namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
+        description="Its key; the value is a URL and nothing else."
+    )
+
+
+class UrlSource(ApiModel):
+    """Where a URL is read from, by the runner and each time that it is needed: a renewed one counts at once."""
+
+    secret_key_ref: SecretKey = Field(description="A Secret's key: a presigned URL is a credential.")
+
+
+Url = Annotated[str, Field(min_length=1, max_length=4096)]
+ONE_URL: JsonDict = {
+    "x-kubernetes-validations": [rule("has(self.url) != has(self.urlFrom)", "set exactly one of url and urlFrom")]
+}
+STORES = "s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY"
+
+
+def urls(pattern: str, message: str) -> JsonDict:
+    """What a URL must look like."""
+    return {"x-kubernetes-validations": [rule(f"self.matches('{pattern}')", message)]}
+
+
 class Input(ApiModel):
     """Where the requests are."""
 
-    url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
-        description="A file with one request in each line, as in OpenAI's Batch API: s3://BUCKET/KEY, "
-        "http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH.",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule(
-                    "self.matches('^((s3|configmap|pvc)://[^/]+/.+|https?://[^/]+(/.*)?)$')",
-                    "input.url must be s3://BUCKET/KEY, http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH",
-                )
-            ]
-        },
+    model_config = ConfigDict(json_schema_extra=ONE_URL)
+
+    url: Url | None = Field(
+        default=None,
+        description=f"A file with one request in each line, as in OpenAI's Batch API: {STORES}, http(s)://HOST/PATH, "
+        "configmap://NAME/KEY or pvc://CLAIM/PATH.",
+        json_schema_extra=urls(
+            "^((s3|gs|az|configmap|pvc)://[^/]+/.+|https?://[^/]+(/.*)?)$",
+            f"input.url must be {STORES}, http(s)://HOST/PATH, configmap://NAME/KEY or pvc://CLAIM/PATH",
+        ),
+    )
+    url_from: UrlSource | None = Field(
+        default=None, description="The URL out of a Secret: s3://, gs://, az:// or http(s)://."
     )
 
 
 class Output(ApiModel):
     """Where a file of results goes."""
 
-    url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
-        description="s3://BUCKET/KEY or pvc://CLAIM/PATH.",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule("self.matches('^(s3|pvc)://[^/]+/.+$')", "url must be s3://BUCKET/KEY or pvc://CLAIM/PATH")
-            ]
-        },
+    model_config = ConfigDict(json_schema_extra=ONE_URL)
+
+    url: Url | None = Field(
+        default=None,
+        description=f"{STORES} or pvc://CLAIM/PATH; or http(s)://HOST/PATH, which gets one PUT of the whole file.",
+        json_schema_extra=urls(
+            "^((s3|gs|az|pvc)://[^/]+/.+|https?://[^/]+(/.*)?)$",
+            f"url must be {STORES}, pvc://CLAIM/PATH or http(s)://HOST/PATH",
+        ),
     )
+    url_from: UrlSource | None = Field(
+        default=None,
+        description="The URL out of a Secret, a presigned one for instance: s3://, gs://, az:// or http(s)://.",
+    )
+
+
+class Checkpoint(ApiModel):
+    """Where a job's unfinished work is kept, to be read back by its next attempt."""
+
+    model_config = ConfigDict(json_schema_extra=ONE_URL)
+
+    url: Url | None = Field(
+        default=None,
+        description=f"{STORES} or pvc://CLAIM/PATH; names of files are appended to it.",
+        json_schema_extra=urls("^(s3|gs|az|pvc)://[^/]+/.+$", f"url must be {STORES} or pvc://CLAIM/PATH"),
+    )
+    url_from: UrlSource | None = Field(default=None, description="The URL out of a Secret: s3://, gs:// or az://.")
 
 
 class Storage(ApiModel):
-    """How to reach s3:// locations."""
+    """How to reach s3://, gs:// and az:// locations."""
 
     endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
-        default=None, description="URL of the S3 endpoint. Default: AWS."
+        default=None, description="URL of the store's endpoint. Default: the cloud's own."
     )
-    region: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Default: us-east-1.")
+    region: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Of s3:// locations. Default: us-east-1."
+    )
     secret_name: Name | None = Field(
         default=None,
-        description="A Secret in the job's namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
-        "Default: the service account's own identity.",
+        description="A Secret in the job's namespace. For s3:// with the keys AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, for gs:// GOOGLE_SERVICE_ACCOUNT_KEY, for az:// AZURE_STORAGE_ACCOUNT_NAME and "
+        "AZURE_STORAGE_ACCOUNT_KEY. Default: the service account's own identity.",
+    )
+
+
+Seconds = Annotated[int, Field(ge=1, le=86400)]
+
+
+class Upload(ApiModel):
+    """Patience with the places that results are written to. What is left out comes from the operator's settings."""
+
+    connect_seconds: Seconds | None = Field(default=None, description="For a connection.")
+    read_seconds: Seconds | None = Field(default=None, description="Without a byte of the answer.")
+    write_seconds: Seconds | None = Field(default=None, description="Without a byte of ours being taken.")
+    pool_seconds: Seconds | None = Field(default=None, description="For a free connection.")
+    total_seconds: Seconds | None = Field(default=None, description="For one attempt at one file.")
+    attempts: Annotated[int, Field(ge=1, le=20)] | None = Field(default=None, description="At each file.")
+    backoff_seconds: Seconds | None = Field(
+        default=None, description="Before the second attempt; doubled each time, with jitter."
     )
 
 
@@ -180,9 +249,21 @@ class Inference(ApiModel):
     output: Output = Field(description="The answers, one line a request, in the format of OpenAI's Batch API.")
     errors: Output | None = Field(
         default=None,
-        description="Failed requests and invalid lines. Default: the output's URL with '.errors.jsonl' appended.",
+        description="Failed requests and invalid lines. Default: the output's URL with '.errors.jsonl' appended; where "
+        "the output is PUT to, they go to the output too.",
     )
-    storage: Storage = Field(default=Storage(), description="Endpoint and credentials of s3:// locations.")
+    checkpoint: Checkpoint | None = Field(
+        default=None,
+        description="Where unfinished work is kept for the job's next attempt. Default: beside the output. An output "
+        "that is PUT to has nothing beside it: without a checkpoint, an attempt that is lost leaves nothing, and one "
+        "whose URL has expired loses its results.",
+    )
+    output_order: Literal["Completion", "Input"] = Field(
+        default="Completion",
+        description="Order of the lines in the output: as the requests were finished, or as in the input.",
+    )
+    storage: Storage = Field(default=Storage(), description="Endpoint and credentials of the stores.")
+    upload: Upload = Field(default=Upload(), description="Time limits and attempts of uploads.")
     max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None, description="Requests in flight at the engine. Default: chosen by the runner."
     )

@@ -14,7 +14,7 @@ from gpubatch_operator.core.phases import Phase
 
 MAX_ATTEMPTS = 10
 MAX_DELIVERIES = 32
-MAX_URL = 2048 + 64  # the longest of spec, with a suffix of ours
+MAX_URL = 4096 + 64  # the longest of spec, with a suffix of ours
 
 Message = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gpubatch_operator.api.crd import API_VERSION, KIND
-from gpubatch_operator.api.spec import Inference, JobSpec
+from gpubatch_operator.api.spec import Checkpoint, Inference, Input, JobSpec, Output, Upload
 from gpubatch_operator.core.model import Attempt
 from gpubatch_operator.kube import convert
 from gpubatch_operator.settings import Settings
@@ -88,7 +88,7 @@ def inspect_pod(raw: JSON, spec: JobSpec, settings: Settings) -> JSON:
         "containers": [runner],
         "volumes": volumes,
     }
-    if spec.inference.input.url.startswith("pvc://"):
+    if (spec.inference.input.url or "").startswith("pvc://"):
         # A volume may be reachable only from where the job itself can run.
         pod["spec"]["nodeSelector"] = dict(spec.node_selector)
         pod["spec"]["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.tolerations] + [
@@ -190,6 +190,10 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
         if scheme == "pvc":
             volumes.append({"name": volume, "persistentVolumeClaim": {"claimName": name}})
             mounts.append({"name": volume, "mountPath": f"{contract.CLAIMS_DIR}/{name}"})
+        elif scheme == contract.SECRET_SCHEME:
+            keys = [{"key": key, "path": key} for key in _keys(run, name)]
+            volumes.append({"name": volume, "secret": {"secretName": name, "optional": True, "items": keys}})
+            mounts.append({"name": volume, "mountPath": f"{contract.SECRETS_DIR}/{name}", "readOnly": True})
         else:
             # Optional, so that the pod starts and the runner can say in status what is missing.
             volumes.append({"name": volume, "configMap": {"name": name, "optional": True}})
@@ -213,6 +217,9 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
     }
     if secret := work.storage.secret_name:
         container["envFrom"] = [{"secretRef": {"name": secret, "optional": True}}]
+        # As files too: these show a renewed key to a run that takes hours.
+        volumes.append({"name": "gpubatch-credentials", "secret": {"secretName": secret, "optional": True}})
+        mounts.append({"name": "gpubatch-credentials", "mountPath": contract.CREDENTIALS_DIR, "readOnly": True})
     if mode == "run":
         note = {"fieldPath": f"metadata.annotations['{contract.STOP_ANNOTATION}']"}
         told = {"items": [{"path": contract.STOP_FILE, "fieldRef": note}]}
@@ -236,9 +243,12 @@ def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> co
         run=meta["uid"],
         attempt=attempt,
         served_model_name=work.served_model_name or work.model,
-        input=work.input.url,
-        output=work.output.url,
-        errors=work.errors.url if work.errors else f"{work.output.url}.errors.jsonl",
+        input=_url(work.input),
+        output=_url(work.output),
+        errors=_url(work.errors) if work.errors else None,
+        checkpoint=_url(work.checkpoint) if work.checkpoint else None,
+        output_order=work.output_order,
+        upload=_upload(work.upload, settings),
         storage=contract.Storage(endpoint=work.storage.endpoint, region=work.storage.region),
         invalid_requests=work.invalid_requests,
         max_requests=settings.max_requests_per_job,
@@ -248,10 +258,35 @@ def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> co
     )
 
 
+def _url(location: Input | Output | Checkpoint) -> str:
+    """A location's URL, or the key of a Secret that the runner will find it in."""
+    if location.url_from is None:
+        assert location.url is not None, "the CRD demands one of the two"
+        return location.url
+    ref = location.url_from.secret_key_ref
+    return f"{contract.SECRET_SCHEME}://{ref.name}/{ref.key}"
+
+
+def _upload(given: Upload, settings: Settings) -> contract.Upload:
+    """The job's time limits, and the operator's where it has none."""
+    defaults = {name: getattr(settings, f"upload_{name}") for name in contract.Upload.model_fields}
+    return contract.Upload(**(defaults | given.model_dump(exclude_none=True)))
+
+
+def _locations(run: contract.RunSpec) -> list[SplitResult]:
+    return [urlsplit(url) for url in (run.input, run.output, run.errors, run.checkpoint) if url]
+
+
 def _sources(run: contract.RunSpec) -> list[tuple[str, str]]:
-    """The claims and ConfigMaps that the run's locations name, each once."""
-    parts = [urlsplit(url) for url in (run.input, run.output, run.errors)]
-    return list(dict.fromkeys((p.scheme, p.netloc) for p in parts if p.scheme in ("pvc", "configmap")))
+    """The claims, ConfigMaps and Secrets that the run's locations name, each once."""
+    mounted = ("pvc", "configmap", contract.SECRET_SCHEME)
+    return list(dict.fromkeys((p.scheme, p.netloc) for p in _locations(run) if p.scheme in mounted))
+
+
+def _keys(run: contract.RunSpec, secret: str) -> list[str]:
+    """The keys of a Secret that hold the run's URLs."""
+    named = [p.path[1:] for p in _locations(run) if (p.scheme, p.netloc) == (contract.SECRET_SCHEME, secret)]
+    return list(dict.fromkeys(named))
 
 
 def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:

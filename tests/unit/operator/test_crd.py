@@ -134,7 +134,7 @@ def test_bad_manifests_are_refused_with_the_field(spec: JSON, field: str):
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket", "file:///etc/passwd", "gs://b/k", "", "configmap://only-a-name", "pvc://x/"]
+    "url", ["s3://bucket", "file:///etc/passwd", "gs://b", "az://c/", "", "configmap://only-a-name", "pvc://x/"]
 )
 def test_inputs_that_cannot_be_read_are_refused(url: str):
     spec = inference_spec()
@@ -143,7 +143,7 @@ def test_inputs_that_cannot_be_read_are_refused(url: str):
 
 def test_the_longest_urls_of_a_job_fit_its_results():
     """Without `errors` the error file's URL is the output's and a suffix; it comes back in status."""
-    longest = "s3://b/" + "x" * (2048 - len("s3://b/"))
+    longest = "s3://b/" + "x" * (4096 - len("s3://b/"))
     assert (
         violations(
             {"output": longest, "errors": f"{longest}.errors.jsonl"}, ROOT["status"]["properties"]["results"], ""

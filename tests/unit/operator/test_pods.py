@@ -164,7 +164,7 @@ def test_the_run_reaches_the_runner_as_it_was_specified():
     assert read == run_spec(raw, spec_of(raw).inference, 3, SETTINGS)
     assert (read.attempt, read.run, read.job.name) == (3, "uid-job", "job")
     assert (read.served_model_name, read.max_concurrent_requests, read.request_timeout_seconds) == ("mini", 7, 9)
-    assert read.errors == "s3://batches/out.jsonl.errors.jsonl"
+    assert read.errors is None, "the runner knows where they go, also where the output's URL is in a Secret"
 
 
 def test_claims_and_configmaps_of_the_locations_are_mounted_once_each():
@@ -312,3 +312,52 @@ def test_a_job_is_read_with_its_recorded_place_in_the_queue():
         "state": "Stopping",
     }
     assert convert.job_of(raw_job(status={"attempts": [last]})).attempt.state is AttemptState.STOPPING
+
+
+# --- where its files are
+
+
+def secret_url(name: str, key: str) -> JSON:
+    return {"urlFrom": {"secretKeyRef": {"name": name, "key": key}}}
+
+
+def test_urls_in_secrets_reach_the_runner_as_files_and_never_as_text():
+    spec = inference_spec()
+    spec["inference"] |= {
+        "input": secret_url("links", "in"),
+        "output": secret_url("links", "out"),
+        "errors": secret_url("others", "errors"),
+        "checkpoint": {"url": "pvc://work/dir/job"},
+    }
+    pod = made(spec)["spec"]
+    runner = pod["containers"][0]
+    run = contract.RunSpec.model_validate_json(runner["env"][0]["value"])
+    assert (run.input, run.output, run.errors) == ("secret://links/in", "secret://links/out", "secret://others/errors")
+    mounted = {m["mountPath"]: m["name"] for m in runner["volumeMounts"]}
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    links = volumes[mounted[f"{contract.SECRETS_DIR}/links"]]["secret"]
+    assert links["items"] == [{"key": "in", "path": "in"}, {"key": "out", "path": "out"}]
+    assert links["optional"], "so that the runner can say what is missing"
+    assert f"{contract.SECRETS_DIR}/others" in mounted
+    assert f"{contract.CLAIMS_DIR}/work" in mounted
+    assert not [m for m in pod["initContainers"][0]["volumeMounts"] if "gpubatch-location" in m["name"]]
+
+
+def test_the_keys_of_storage_are_files_too_so_that_renewed_ones_are_seen():
+    spec = inference_spec()
+    spec["inference"] |= {"storage": {"secretName": "s3"}}
+    pod = made(spec)["spec"]
+    runner = pod["containers"][0]
+    (mount,) = [m for m in runner["volumeMounts"] if m["mountPath"] == contract.CREDENTIALS_DIR]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert volume["secret"] == {"secretName": "s3", "optional": True}
+    assert mount["name"] not in [m["name"] for m in pod["initContainers"][0]["volumeMounts"]]
+
+
+def test_a_jobs_time_limits_of_uploads_win_over_the_operators():
+    spec = inference_spec()
+    spec["inference"] |= {"upload": {"attempts": 7, "totalSeconds": 60}}
+    raw = raw_job(spec=spec)
+    run = run_spec(raw, spec_of(raw).inference, 1, SETTINGS.model_copy(update={"upload_read_seconds": 5.0}))
+    assert (run.upload.attempts, run.upload.total_seconds, run.upload.read_seconds) == (7, 60, 5)
+    assert run.upload.connect_seconds == 30

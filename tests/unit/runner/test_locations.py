@@ -133,6 +133,11 @@ def test_no_file_of_a_job_may_overwrite_another(job: Job, changes: dict[str, str
         of_job(job.spec(**changes), job.environment)
 
 
+def test_the_error_file_stands_beside_the_output_where_that_has_a_beside(job: Job) -> None:
+    assert of_job(job.spec(errors=None), job.environment).errors.url == "pvc://data/out.jsonl.errors.jsonl"  # type: ignore[union-attr]
+    assert of_job(job.spec(errors=None, output="https://host/put"), job.environment).errors is None
+
+
 def test_a_runs_token_is_fit_for_names_and_tells_runs_apart() -> None:
     assert run_token("u-1/1").isalnum()
     assert run_token("u-1/1") != run_token("u-1/2")
