@@ -46,18 +46,18 @@ def exists(reference: str) -> bool:
     return succeeds(*command, "inspect", "--type", "image", reference)
 
 
-def build(reference: str, context: Path) -> None:
-    """Build the Dockerfile at the top of a folder.
+def build(reference: str, context: Path, base: str = "") -> None:
+    """Build the Dockerfile at the top of a folder, upon `base` if it asks for that.
 
     Raises:
         SetupError: the build failed; with the end of its output.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        secrets = _pip_secrets(Path(scratch))
+        given = [*_pip_secrets(Path(scratch)), *(("--build-arg", f"BASE={base}") if base else ())]
         if kind.is_used():
-            run("docker", "build", *secrets, "--tag", reference, str(context))
+            run("docker", "build", *given, "--tag", reference, str(context))
         else:
-            options = ("--layers", "--pull-never", *secrets)
+            options = ("--layers", "--pull-never", *given)
             run(*_buildah(), "build", *options, "--tag", reference, str(context), env=CHROOT)
 
 

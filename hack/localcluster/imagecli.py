@@ -23,11 +23,7 @@ def build(names: Sequence[str]) -> dict[str, str]:
     with lock(cache_root() / "builder.lock"):
         builder.prepare()
         for name in names:
-            with tempfile.TemporaryDirectory() as context:
-                reference = built[name] = RECIPES[name].write_context(Path(context))
-                if not builder.exists(reference):
-                    with step(f"Building {reference}"):
-                        builder.build(reference, Path(context))
+            _build(name, built)
         keep = _remember(built)
         for reference in builder.references():
             repository = reference.rpartition(":")[0]
@@ -35,6 +31,20 @@ def build(names: Sequence[str]) -> dict[str, str]:
                 builder.remove(reference)
         builder.trim()
     return built
+
+
+def _build(name: str, built: dict[str, str]) -> str:
+    """Build an image, and first what it builds upon; returns its reference."""
+    if name in built:
+        return built[name]
+    recipe = RECIPES[name]
+    base = _build(recipe.base, built) if recipe.base else ""
+    with tempfile.TemporaryDirectory() as context:
+        reference = built[name] = recipe.write_context(Path(context), base)
+        if not builder.exists(reference):
+            with step(f"Building {reference}"):
+                builder.build(reference, Path(context), base)
+    return reference
 
 
 def load(names: Sequence[str]) -> dict[str, str]:

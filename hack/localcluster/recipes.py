@@ -18,25 +18,33 @@ PYTHON_SOURCES = ("pyproject.toml", "constraints.txt", "LICENSE", *PACKAGES)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image: files and folders, relative to `top` in the repository, and pinned programs, beside its Dockerfile."""
+    """One image: files and folders, relative to `top` in the repository, and pinned programs, beside its Dockerfile.
+
+    `base` is the image of ours that it builds upon, given to the Dockerfile as the build argument BASE.
+    """
 
     name: str
     inputs: tuple[str, ...]
     top: str = "."
     programs: tuple[str, ...] = ()
+    base: str = ""
 
     @property
     def repository(self) -> str:
         """The image's name without its tag."""
         return f"gpubatch.dev/{self.name}"
 
-    def write_context(self, folder: Path) -> str:
+    def write_context(self, folder: Path, base: str = "") -> str:
         """Copy exactly what the image is made of into a build context; returns the reference of what was copied.
+
+        Args:
+            folder: Where to.
+            base: The reference of its base, if that is one of our images.
 
         Raises:
             SetupError: an input is missing.
         """
-        digest = hashlib.sha256(repr((builder.BASE, builder.BASE_RECIPE)).encode())
+        digest = hashlib.sha256(repr((base or builder.BASE, builder.BASE_RECIPE)).encode())
         for target, source in self._files():
             copy = folder / target
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -66,5 +74,7 @@ RECIPES = {
         Recipe("runner", PYTHON_SOURCES),
         Recipe("s3", (), programs=("versitygw",)),
         Recipe("engine-cpu", ("requirements.txt", "cuda_stubs.py", "tiny_model.py"), top="images/engine-cpu"),
+        Recipe("training", ("requirements.txt", "train.py", "finetune.py"), top="images/training", base="engine-cpu"),
+        Recipe("transcription", ("requirements.txt", "sentences.txt", "transcribe.py"), top="images/transcription"),
     )
 }

@@ -89,6 +89,7 @@ class Reconciler:
             unschedulable_seconds=settings.unschedulable_seconds,
             engine_restarts=settings.engine_restarts,
             runner_restarts=settings.runner_restarts,
+            allow_privileged_pods=settings.allow_privileged_pods,
         )
         self._retry_at: dict[str, float] = {}
         self._failures: dict[str, int] = {}

@@ -67,6 +67,11 @@ class Settings(BaseModel):
         description="Caps by namespace: maxQueueDepth, maxSlots, maxPriority. The entry * is for all namespaces "
         "without one of their own. As a variable, JSON.",
     )
+    allow_privileged_pods: bool = Field(
+        default=False,
+        description="Whether templates (and the engine's volumes) may ask for the node itself: hostPath, host "
+        "namespaces and ports, privileged containers, added capabilities.",
+    )
     slots_per_node: int = Field(default=1, ge=1, le=64, description="Jobs at a time on a node.")
     image_pull_seconds: float = Field(
         default=300, ge=1, description="A job whose image can't be pulled for so long fails, so that it frees its slot."

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from pydantic.alias_generators import to_camel
 
 SPEC_ENV = "GPUBATCH_RUN"
@@ -50,8 +50,23 @@ STOP_ANNOTATION = "gpubatch.dev/stop"
 """Annotation of the pod by which the operator tells a run to stop: `Cancelled` or `Suspended`. The runner sees it
 within seconds, saves and publishes what there is, and ends with that reason in its outcome."""
 
+PROGRESS_DIR = "/gpubatch/progress"
+"""Where each container of a template pod, and the sidecar that reads it, see the volume of the progress file."""
+
+PROGRESS_FILE_ENV = "GPUBATCH_PROGRESS_FILE"
+"""Name of the environment variable that tells a template's containers which file to write."""
+
+PROGRESS_FILE = f"{PROGRESS_DIR}/progress"
+"""Its value."""
+
+PUSH_PORT = 9809
+"""TCP port on the pod's loopback at which the sidecar of a template pod takes progress by HTTP."""
+
 TERMINATION_LIMIT = 4096
 """Bytes that the kubelet keeps of a termination message."""
+
+MAX_STAGE = 64
+"""Characters of a stage."""
 
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -173,25 +188,37 @@ class EngineInfo(Model):
     model: str | None = Field(default=None, description="What it loaded: hub id or path.")
 
 
+# What a pod says of itself goes to its job's status, where the API server refuses what it can't hold.
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 class Usage(Model):
     """Tokens as the engine reported them, summed over the answered requests."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
 
 
 class Progress(Model):
-    """`GET /progress`: one truthful picture of the run at this moment."""
+    """`GET /progress`: one truthful picture of the run at this moment.
 
-    stage: Stage
+    Of a template pod, what its containers told the sidecar; only there are `percent`, `remaining_seconds`, `metrics`.
+    """
+
+    stage: str = Field(max_length=MAX_STAGE, description="A `Stage`, or a word of the template's own.")
     message: str = ""
-    total: int | None = Field(default=None, description="Requests in the input, once known.")
-    completed: int = Field(default=0, description="Requests answered with 2xx.")
-    failed: int = Field(default=0, description="Requests in the error file (invalid ones among them).")
-    rate: float | None = Field(default=None, description="Requests a second over the last minute or so.")
+    total: Count | None = Field(default=None, description="Requests in the input, once known.")
+    completed: Count = Field(default=0, description="Requests answered with 2xx.")
+    failed: Count = Field(default=0, description="Requests in the error file (invalid ones among them).")
+    rate: FiniteFloat | None = Field(default=None, description="Requests a second over the last minute or so.")
     usage: Usage = Usage()
-    processing_seconds: float = Field(
+    processing_seconds: FiniteFloat = Field(
         default=0.0, description="Seconds spent in the stage Processing, over container restarts."
+    )
+    percent: float | None = Field(default=None, ge=0, le=100, description="Where nothing is counted.")
+    remaining_seconds: float | None = Field(default=None, ge=0, le=1e9)
+    metrics: dict[Annotated[str, Field(max_length=63)], FiniteFloat] = Field(
+        default={}, max_length=16, description="Loss, learning rate..."
     )
     time: datetime = Field(description="When this picture was taken, UTC.")
 

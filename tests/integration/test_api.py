@@ -70,6 +70,46 @@ async def test_a_template_may_not_choose_its_node_by_affinity(api: Api) -> None:
         await api.create(with_value(template_job("bad"), "spec.template.spec.affinity.nodeAffinity", {}))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("containers", [{"name": "gpubatch-x"}], "container names that begin with 'gpubatch-' are reserved"),
+        ("initContainers", [{"name": "gpubatch-progress"}], "container names that begin with 'gpubatch-' are reserved"),
+        ("volumes", [{"name": "gpubatch-progress", "emptyDir": {}}], "volume names that begin with 'gpubatch-'"),
+        ("terminationGracePeriodSeconds", 3601, "spec.template.spec.terminationGracePeriodSeconds"),
+    ],
+)
+async def test_what_a_template_may_not_say_is_refused_with_the_field(
+    api: Api, path: str, value: Any, said: str
+) -> None:
+    with pytest.raises(ApiError) as refusal:
+        await api.create(with_value(template_job("bad"), f"spec.template.spec.{path}", value))
+    assert refusal.value.status == 422
+    assert said in refusal.value.message
+
+
+async def test_a_template_can_be_changed_until_the_job_is_admitted(api: Api) -> None:
+    await api.create(template_job("job"))
+    path = f"{api.jobs_path}/job"
+
+    def container(**changes: Any) -> JSON:
+        main = {"name": "main", "image": "gpubatch.dev/test", "command": ["true"]} | changes
+        return {"spec": {"template": {"spec": {"containers": [main]}}}}
+
+    await api.client.patch(path, container(image="gpubatch.dev/other"))
+    await api.client.patch(f"{path}/status", {"status": {"phase": "Starting"}})
+    for edit in (
+        container(image="gpubatch.dev/again"),
+        container(image="gpubatch.dev/other", command=["false"]),
+        container(image="gpubatch.dev/other", env=[{"name": "A", "value": "b"}]),
+        {"spec": {"template": {"spec": {"hostNetwork": True}}}},
+        {"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}},
+    ):
+        with pytest.raises(ApiError, match=r"spec.template can't be changed once the job has been admitted"):
+            await api.client.patch(path, edit)
+    await api.client.patch(path, container(image="gpubatch.dev/other") | {"metadata": {"labels": {"a": "b"}}})
+
+
 async def test_defaults_are_filled_in(api: Api) -> None:
     job = await api.create(inference_job("job"))
     assert job["spec"]["priority"] == 0

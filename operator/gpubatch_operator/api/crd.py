@@ -23,6 +23,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # Of webhooks, deliveries are recorded by index.
 FROZEN_ONCE_ADMITTED = (
+    "template",
     "webhooks",
     "gpus",
     "gpuResource",

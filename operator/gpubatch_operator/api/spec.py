@@ -280,7 +280,13 @@ class Inference(ApiModel):
 class Container(RawObject):
     """A container, as in a pod. GPUs are asked for by `spec.gpus`."""
 
-    name: Annotated[str, Field(min_length=1, max_length=63)]
+    name: Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("!self.startsWith('gpubatch-')", "container names that begin with 'gpubatch-' are reserved")
+            ]
+        },
+    )
 
 
 class Affinity(RawObject):
@@ -315,6 +321,15 @@ class TemplatePodSpec(RawObject):
 
     containers: Annotated[list[Container], Field(min_length=1, max_length=16)] = Field(
         description="Containers of the pod; the first one gets the GPU."
+    )
+    init_containers: Annotated[list[Container], Field(max_length=16)] = Field(
+        default=[], alias="initContainers", description="Run before those, one after another; sidecars among them."
+    )
+    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default=[], description="Volumes of the pod.")
+    termination_grace_period_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(
+        default=None,
+        alias="terminationGracePeriodSeconds",
+        description="Between SIGTERM and SIGKILL: time to save a checkpoint. Default: 120.",
     )
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(
         default={}, alias="nodeSelector", description="Labels that the node must have, beside spec.nodeSelector."

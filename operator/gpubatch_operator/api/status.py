@@ -79,12 +79,18 @@ class Progress(ApiModel):
 
     stage: Annotated[str, Field(max_length=64)]
     message: Message | None = None
-    summary: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="For people: 120/300 (40%).")
+    summary: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="For people: 120/300 (40%), or 40%."
+    )
     total: int | None = None
     completed: int | None = None
     failed: int | None = None
     percent: int | None = None
-    rate: float | None = Field(default=None, description="Requests a second.")
+    rate: float | None = Field(default=None, description="Requests (or what else is counted) a second.")
+    remaining_seconds: int | None = Field(default=None, description="Of a template job: seconds until it is done.")
+    metrics: Annotated[dict[str, float], Field(max_length=16)] | None = Field(
+        default=None, description="Of a template job: the numbers that it tells of itself, a loss for instance."
+    )
     input_tokens: int | None = None
     output_tokens: int | None = None
     processing_seconds: float | None = Field(default=None, description="Seconds of the run spent processing.")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpubatch_operator.core import conditions, progress
+from gpubatch_operator.core import conditions, privileges, progress
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
@@ -73,7 +73,11 @@ def advance(
     """
     status: JSON = copy.deepcopy(dict(job.status))
     status["observedGeneration"] = job.generation
+    refusal = privileges.refusal(job, limits.allow_privileged_pods)
     match job.phase:
+        case None | Phase.VALIDATING | Phase.QUEUED if refusal:
+            status = status if job.phase else _first_sight(job, status, now)
+            step = Step(_fail(job, status, Reason.POD_NOT_ALLOWED, refusal, now))
         case None:
             return Step(_first_sight(job, status, now))
         case Phase.VALIDATING:
@@ -212,6 +216,8 @@ def _active(
             return Step(_ended_without_word(job, status, attempt, "its pod vanished", now))
         if not node_fits:
             return Step(_ended_without_word(job, status, attempt, "the node can't take it any more", now))
+        if refusal := privileges.refusal(job, limits.allow_privileged_pods):  # edited just before it was admitted
+            return Step(_fail_attempt(job, status, attempt, Reason.POD_NOT_ALLOWED, refusal, now))
         return Step(status, (Run(attempt),))
     if pod.finished:
         return Step(_ended(job, status, attempt, pod, now))
@@ -262,8 +268,10 @@ def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JS
     elif not pod.ended_by_itself or attempt.state is AttemptState.STOPPING:
         pass  # it was ended from outside: even an exit code of 0 doesn't say that the work is done
     elif pod.phase == "Succeeded":
+        progress.finish(status, pod.last_report, succeeded=True)
         return _succeed(job, status, attempt, "the pod succeeded", now)
     elif pod.phase == "Failed" and pod.started:  # else the kubelet refused it, and nothing of it ever ran
+        progress.finish(status, pod.last_report, succeeded=False)
         message = pod.failure or "the pod failed without a word"
         return _fail_attempt(job, status, attempt, Reason.POD_FAILED, message, now)
     what = (

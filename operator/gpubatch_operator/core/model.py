@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.core.progress import ProgressReport
 
 JSON = dict[str, Any]
 
@@ -107,6 +108,8 @@ class Job:
     rank: tuple[int, float, int, str] = field(repr=False, default=(0, 0.0, 0, ""))
     not_before: float = 0.0  # in back-off until then, after attempts that were lost
     deleting: bool = False
+    privileges: tuple[str, ...] = ()  # what its pod asks for and only some operators allow, each with its field's path
+    extra_gpus: tuple[str, ...] = ()  # fields that ask for GPUs beside those of the job
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ class Pod:
     ended_at: float | None = None  # when the main container ended
     deleted_at: float | None = None  # when somebody asked for its deletion
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
+    last_report: ProgressReport | None = None  # the last words of a template pod's sidecar
 
     @property
     def finished(self) -> bool:

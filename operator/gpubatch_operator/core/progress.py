@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from gpubatch_operator.core.clock import iso, seconds
-from gpubatch_operator.core.model import JSON
 
+JSON = dict[str, Any]
 HEARTBEAT_SECONDS = 30
 PULLING, LOADING, PROCESSING, DONE = "PullingImages", "LoadingModel", "Processing", "Done"
+MAX_METRICS = 16
 STARTING = frozenset({PULLING, LOADING})
 """Stages in which the work hasn't begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressReport:
-    """What a runner said of itself, the contract's `Progress` as plain values."""
+    """What a runner, or a template pod's sidecar, said: the contract's `Progress` as plain values."""
 
     stage: str
     message: str
@@ -27,11 +32,16 @@ class ProgressReport:
     output_tokens: int
     processing_seconds: float
     at: float
+    share: float | None = None  # 0 to 100, where it was said and nothing is counted
+    remaining_seconds: float | None = None  # the program's own estimate, or by what was seen
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def percent(self) -> int | None:
-        """Finished requests of all, rounded down; None while their number isn't known."""
-        return min(100, 100 * (self.completed + self.failed) // self.total) if self.total else None
+        """Finished requests (or whatever is counted) of all, rounded down; None while their number isn't known."""
+        if self.total:
+            return min(100, 100 * (self.completed + self.failed) // self.total)
+        return int(self.share) if self.share is not None else None
 
 
 def update(status: JSON, report: ProgressReport | None, started: bool, inference: bool) -> None:
@@ -47,6 +57,17 @@ def update(status: JSON, report: ProgressReport | None, started: bool, inference
     stage = PULLING if not started else LOADING if inference else PROCESSING
     if not old or (old["stage"] == PULLING and stage != PULLING):
         status["progress"] = {"stage": stage}
+
+
+def finish(status: JSON, last: ProgressReport | None, succeeded: bool) -> None:
+    """Put the last words of a template pod's sidecar into `status`, in place, and that it is done if it is."""
+    if last is not None:
+        status["progress"] = _document(last)
+    if not succeeded:
+        return
+    status["progress"] = {**status.get("progress", {}), "stage": DONE}
+    for key in ("rate", "remainingSeconds"):
+        status["progress"].pop(key, None)
 
 
 def conclude(status: JSON, outcome: JSON, now: float) -> None:
@@ -71,17 +92,25 @@ def conclude(status: JSON, outcome: JSON, now: float) -> None:
 
 def _document(report: ProgressReport) -> JSON:
     done, percent = report.completed + report.failed, report.percent
+    counted, tokens = bool(report.total or done), bool(report.input_tokens or report.output_tokens)
+    left = report.remaining_seconds
     out = {
         "stage": report.stage,
         "message": report.message[:1024] or None,
-        "summary": f"{done}/{report.total} ({percent}%)" if percent is not None else None,
+        "summary": None
+        if percent is None
+        else f"{done}/{report.total} ({percent}%)"
+        if report.total
+        else f"{percent}%",
         "total": report.total,
-        "completed": report.completed,
-        "failed": report.failed,
+        "completed": report.completed if counted else None,
+        "failed": report.failed if counted else None,
         "percent": percent,
         "rate": round(report.rate, 2) if report.rate is not None else None,
-        "inputTokens": report.input_tokens,
-        "outputTokens": report.output_tokens,
+        "remainingSeconds": math.ceil(left) if left is not None else None,
+        "metrics": dict(itertools.islice(report.metrics.items(), MAX_METRICS)) or None,
+        "inputTokens": report.input_tokens if tokens else None,
+        "outputTokens": report.output_tokens if tokens else None,
         "processingSeconds": round(report.processing_seconds, 1),
         "lastHeartbeatTime": iso(report.at),
     }

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     ENGINE_CRASHED = "EngineCrashed"
     RUNNER_CRASHED = "RunnerCrashed"
     POD_REJECTED = "PodRejected"
+    POD_NOT_ALLOWED = "PodNotAllowed"
     POD_FAILED = "PodFailed"
     LOST = "Lost"
     TOO_MANY_LOST_ATTEMPTS = "TooManyLostAttempts"

@@ -26,6 +26,7 @@ class Limits:
     unschedulable_seconds: float = 120
     engine_restarts: int = 5
     runner_restarts: int = 10
+    allow_privileged_pods: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from pydantic import ValidationError
+
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core import backoff
 from gpubatch_operator.core.clock import seconds
@@ -22,6 +24,9 @@ from gpubatch_operator.core.model import (
 )
 from gpubatch_operator.core.order import rank
 from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.core.privileges import asked_for, extra_gpus
+from gpubatch_operator.core.progress import ProgressReport
+from gpubatch_runner.contract import Progress
 
 JSON = dict[str, Any]
 
@@ -35,6 +40,7 @@ GPUS = "gpubatch.dev/gpus"
 FINALIZER = "gpubatch.dev/outcome"
 RUNNER = "runner"
 ENGINE = "engine"
+SIDECAR = "gpubatch-progress"
 
 
 def job_of(raw: JSON) -> Job:
@@ -75,6 +81,8 @@ def job_of(raw: JSON) -> Job:
         rank=rank(spec.priority, queued_at, ticket, meta["uid"]),
         not_before=_not_before(attempts),
         deleting="deletionTimestamp" in meta,
+        privileges=asked_for(raw.get("spec") or {}),
+        extra_gpus=extra_gpus(raw.get("spec") or {}, spec.gpu_resource),
     )
 
 
@@ -116,9 +124,12 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
     meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
     main = _main(status.get("containerStatuses") or [], spec)
-    engine: JSON = next((c for c in status.get("initContainerStatuses") or [] if c["name"] == ENGINE), {})
+    before = {c["name"]: c for c in status.get("initContainerStatuses") or []}
+    sidecar = before.get(SIDECAR, {})
+    engine = before.get(ENGINE, {}) if not _is_template(spec) else {}  # a template's may have that name too
+    first = _first_init(before, spec)
     ended = (main.get("state") or {}).get("terminated") or {}
-    last = ended or (main.get("lastState") or {}).get("terminated") or {}
+    last = _last(main)
     conditions = {c["type"]: c for c in status.get("conditions") or []}
     scheduled = conditions.get("PodScheduled", {})
     engine_state = engine.get("state") or {}
@@ -146,16 +157,19 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         gone=gone,
         has_finalizer=FINALIZER in (meta.get("finalizers") or []),
         ip=status.get("podIP"),
-        started=bool(main.get("started")) or "running" in (main.get("state") or {}) or bool(last),
+        started=any(
+            bool(c.get("started")) or "running" in (c.get("state") or {}) or bool(_last(c)) for c in (main, first)
+        ),
         restarts=main.get("restartCount", 0),
         terminated_message=ended.get("message") if ended.get("exitCode") == 0 else None,
-        failure=_failure(status, main, last),
+        failure=_failure(status, main, last, spec),
         trouble=_trouble(status),
         unschedulable=scheduled.get("message") if scheduled.get("status") == "False" else None,
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True" or status.get("reason") == "NodeLost",
         engine_restarts=engine.get("restartCount", 0),
         engine_down=bool(engine) and "running" not in engine_state,
         engine_end=_end(engine_state.get("terminated") or (engine.get("lastState") or {}).get("terminated")),
+        last_report=_report(((sidecar.get("state") or {}).get("terminated") or {}).get("message")),
     )
 
 
@@ -165,16 +179,72 @@ def _main(statuses: list[JSON], spec: JSON) -> JSON:
     return next((c for c in statuses if c["name"] == first), {})
 
 
-def _failure(status: JSON, main: JSON, last: JSON) -> str | None:
-    if last and last.get("exitCode"):
-        text = f"container {main.get('name')} exited with code {last['exitCode']} ({last.get('reason', 'Error')})"
-        return text + (f": {last['message'].strip()[-2000:]}" if last.get("message") else "")
+def _last(container: JSON) -> JSON:
+    """How a container ended, this time or the last time."""
+    found: JSON = (container.get("state") or {}).get("terminated") or {}
+    return found or (container.get("lastState") or {}).get("terminated") or {}
+
+
+def _sidecars(spec: JSON) -> set[str]:
+    """Native sidecars: nothing of a pod's outcome depends on them."""
+    return {c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"}
+
+
+def _is_template(spec: JSON) -> bool:
+    return any(c["name"] == SIDECAR for c in spec.get("initContainers") or [])
+
+
+def _first_init(statuses: JSON, spec: JSON) -> JSON:
+    """The first init container that does some work and ends; its start is that of the job's."""
+    sidecars = _sidecars(spec)
+    first = next((c["name"] for c in spec.get("initContainers") or [] if c["name"] not in sidecars), None)
+    found: JSON = statuses.get(first or "", {})
+    return found
+
+
+def _failure(status: JSON, main: JSON, last: JSON, spec: JSON) -> str | None:
+    """A sentence about what failed: the main container, or else whichever did; None while nothing has."""
+    if last.get("exitCode"):
+        return _exit(main, last)
     if status.get("phase") == "Failed":
-        for c in status.get("containerStatuses") or []:
-            if code := ((c.get("state") or {}).get("terminated") or {}).get("exitCode"):
-                return f"container {c['name']} exited with code {code}"
+        sidecars = _sidecars(spec)
+        for c in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+            if c["name"] not in sidecars and (end := _last(c)).get("exitCode"):
+                return _exit(c, end)
         return status.get("message") or status.get("reason")
     return None
+
+
+def _exit(container: JSON, end: JSON) -> str:
+    text = f"container {container.get('name')} exited with code {end['exitCode']} ({end.get('reason', 'Error')})"
+    return text + (f": {end['message'].strip()[-2000:]}" if end.get("message") else "")
+
+
+def _report(text: str | None) -> ProgressReport | None:
+    """The last picture of a template pod's sidecar."""
+    try:
+        return report_of(Progress.model_validate_json(text)) if text else None
+    except ValidationError:
+        return None  # the end of a log, or somebody else's words
+
+
+def report_of(p: Progress) -> ProgressReport:
+    """The contract's picture as the core's value."""
+    return ProgressReport(
+        stage=p.stage,
+        message=p.message,
+        total=p.total,
+        completed=p.completed,
+        failed=p.failed,
+        rate=p.rate,
+        input_tokens=p.usage.input_tokens,
+        output_tokens=p.usage.output_tokens,
+        processing_seconds=p.processing_seconds,
+        at=p.time.timestamp(),
+        share=p.percent,
+        remaining_seconds=p.remaining_seconds,
+        metrics=p.metrics,
+    )
 
 
 def _trouble(status: JSON) -> ContainerTrouble | None:

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from gpubatch_operator.api.crd import API_VERSION, KIND
 from gpubatch_operator.api.spec import Checkpoint, Inference, Input, JobSpec, Output, Upload
 from gpubatch_operator.core.model import Attempt
-from gpubatch_operator.kube import convert
+from gpubatch_operator.kube import convert, templates
 from gpubatch_operator.settings import Settings
 from gpubatch_runner import contract
 
@@ -54,7 +54,7 @@ def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings) -
         pod = _skeleton(raw, spec, attempt.pod_name, "run")
         pod["spec"] |= _inference_spec(raw, spec, spec.inference, attempt, settings)
     else:
-        pod = _template_pod(raw, spec, attempt)
+        pod = _template_pod(raw, spec, attempt, settings)
     pod["metadata"]["labels"] |= {convert.ATTEMPT: str(attempt.number), convert.SLOT: str(attempt.slot)}
     pod["metadata"]["annotations"] |= {
         convert.NODE: attempt.node,
@@ -289,7 +289,7 @@ def _keys(run: contract.RunSpec, secret: str) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:
+def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings) -> JSON:
     assert spec.template is not None, "the CRD demands one of the two"
     pod = _skeleton(raw, spec, attempt.pod_name, "run")
     ours, theirs = pod["metadata"], spec.template.metadata
@@ -297,19 +297,7 @@ def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt) -> JSON:
     ours["annotations"] = theirs.annotations | ours["annotations"]
     # The outcome of such a pod is nowhere but in its status: it stays until that is recorded.
     ours["finalizers"] = [convert.FINALIZER]
-    body = copy.deepcopy(raw["spec"]["template"]["spec"])
-    for key in ("serviceAccountName", "imagePullSecrets"):
-        if key in pod["spec"]:
-            body.setdefault(key, pod["spec"][key])
-    if "serviceAccountName" not in body:
-        body.setdefault("automountServiceAccountToken", False)
-    body["restartPolicy"] = "Never"
-    body.setdefault("terminationGracePeriodSeconds", GRACE_SECONDS)
-    first = body["containers"][0]
-    first.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-    for part in ("limits", "requests"):
-        first.setdefault("resources", {}).setdefault(part, {})[spec.gpu_resource] = spec.gpus
-    pod["spec"] = body
+    pod["spec"] = templates.pod_spec(raw["spec"]["template"]["spec"], spec, settings, USER, GRACE_SECONDS)
     return pod
 
 
