@@ -72,8 +72,15 @@ ENDPOINTS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/responses",
+    "/v1/audio/transcriptions",
+    "/v1/score",
+    "/v1/rerank",
 )
 """The values of `url` that a request may have."""
+
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+"""Its requests name a file by `body.file_url`; the runner fetches it and posts a form."""
 
 
 class Reason(StrEnum):
@@ -84,6 +91,7 @@ class Reason(StrEnum):
     ACCESS_DENIED = "AccessDenied"
     INVALID_REQUESTS = "InvalidRequests"
     TOO_MANY_REQUESTS = "TooManyRequests"
+    INPUT_TOO_LARGE = "InputTooLarge"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_EXPIRED = "OutputExpired"
     ENGINE_NOT_READY = "EngineNotReady"
@@ -170,7 +178,17 @@ class RunSpec(Model):
     upload: Upload = Upload()
     invalid_requests: Literal["Fail", "Skip"] = "Skip"
     max_requests: int = Field(default=50_000, description="More lines than this fail the inspection.")
+    max_input_bytes: int = Field(
+        default=200 * 1024 * 1024, description="A longer input (unpacked) fails the inspection."
+    )
+    max_file_bytes: int = Field(
+        default=25 * 1024 * 1024, description="A longer file of a transcription fails its request."
+    )
+    request_order: Literal["Auto", "Input"] = Field(
+        default="Auto", description="Auto: requests that begin alike are sent next to each other where that pays."
+    )
     max_concurrent_requests: int | None = Field(default=None, description="None: found by the runner itself.")
+    max_queue_size: int = Field(default=100, description="Requests that the runner holds ready for the engine.")
     request_timeout_seconds: float = 300.0
     max_retries: int = Field(default=3, description="Retries of one request on 429, 5xx and connection errors.")
     engine_url: str = f"http://127.0.0.1:{ENGINE_PORT}"
@@ -264,7 +282,10 @@ class Inspection(Model):
     message: str = ""
     requests: int = Field(default=0, description="Valid requests.")
     invalid: int = Field(default=0, description="Invalid lines.")
-    input_tokens: int = Field(default=0, description="Prompt tokens, estimated from bytes (4 bytes a token).")
+    input_tokens: int = Field(default=0, description="Prompt tokens.")
+    tokens_from: Literal["Bytes", "Tokenizer"] = Field(
+        default="Bytes", description="Whether they are estimated, 4 bytes a token, or counted by a tokenizer."
+    )
     max_output_tokens: int = Field(default=0, description="Sum of the requests' own bounds where given.")
     first_errors: tuple[LineError, ...] = Field(default=(), description="The first few invalid lines.")
     errors: str | None = Field(default=None, description="URL of the complete list, if one was written.")

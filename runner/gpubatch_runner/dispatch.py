@@ -1,7 +1,8 @@
 """Sending: a bounded number of requests in flight, and what becomes of each.
 
-- An answer is final, unless it is 429 or 5xx: those and broken connections are retried with exponential backoff and
-  jitter, or when `Retry-After` says, as often as the job allows.
+- An answer is final, unless it is 429 or 5xx, or no JSON though it says so: those and broken connections are retried
+  with exponential backoff and jitter, or when `Retry-After` says, as often as the job allows. Meanwhile the next
+  request has the place.
 - No answer in time is final too (408), unless the engine turns out to be dead.
 - When the engine dies, all that were in flight wait for it and are sent again, at no cost to their own retries.
   A request that was there at two deaths is suspect: from then on it is sent alone, so that a third death convicts
@@ -11,22 +12,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gpubatch_runner.engine import Answer, ConnectionLostError, EngineClient
+from gpubatch_runner.concurrency import Concurrency
+from gpubatch_runner.engine import Answer, EngineClient
+from gpubatch_runner.files import Files, FileUnavailableError
+from gpubatch_runner.http1 import ConnectionLostError, FileBody
+from gpubatch_runner.request_queue import Item, RequestQueue, State
 from gpubatch_runner.requests import Request
 from gpubatch_runner.supervisor import Supervisor
 
-DEFAULT_CONCURRENCY = 256
-"""Requests in flight where the job does not say: vLLM's own default bound of a batch (`--max-num-seqs`)."""
+log = logging.getLogger(__name__)
 
 DEATHS_TO_FAIL = 3
 BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 300.0
+LOOK_SECONDS = 0.5
+FLIGHT_BYTES = 64 * 1024 * 1024
+"""Bytes of requests at the engine at most; one alone may have more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +50,10 @@ class Unanswered:
 
     code: str
     message: str
+    worth_retrying: bool = True
 
 
 Result = Answer | TimedOut | Unanswered
-
-
-class Gate:
-    """Lets many in together, or one alone; who waits to be alone goes first."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Condition()
-        self._together = 0
-        self._alone = False
-        self._waiting_alone = 0
-
-    @contextlib.asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
-        """Enters with others."""
-        if self._alone or self._waiting_alone:
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._alone and not self._waiting_alone)
-        self._together += 1
-        try:
-            yield
-        finally:
-            self._together -= 1
-            if self._waiting_alone:
-                await self._notify()
-
-    @contextlib.asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Enters when nobody else is in, and keeps everybody else out."""
-        self._waiting_alone += 1
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._alone and not self._together)
-                self._alone = True
-        finally:
-            self._waiting_alone -= 1
-        try:
-            yield
-        finally:
-            self._alone = False
-            await self._notify()
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
 
 
 class Dispatcher:
@@ -97,7 +62,9 @@ class Dispatcher:
     Args:
         client: The engine.
         supervisor: Whether it is up.
-        concurrency: Requests in flight at most.
+        queue: The requests on their way.
+        concurrency: How many may be in flight.
+        files: Fetches what requests name by URL.
         timeout: Seconds for one answer.
         max_retries: Retries of one request.
         on_result: Called with each request and its result.
@@ -108,8 +75,10 @@ class Dispatcher:
         self,
         client: EngineClient,
         supervisor: Supervisor,
+        queue: RequestQueue,
+        concurrency: Concurrency,
+        files: Files,
         *,
-        concurrency: int | None,
         timeout: float,
         max_retries: int,
         on_result: Callable[[Request, Result], None],
@@ -118,13 +87,24 @@ class Dispatcher:
         self.in_flight = 0
         self._client = client
         self._supervisor = supervisor
-        self._concurrency = concurrency or DEFAULT_CONCURRENCY
+        self._queue = queue
+        self._concurrency = concurrency
+        self._files = files
         self._timeout = timeout
         self._max_retries = max_retries
         self._on_result = on_result
         self._on_retry = on_retry
-        self._gate = Gate()
         self._stopping = False
+        self._workers: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[None] | None = None
+        self._bytes = 0
+        self._again: deque[Item] = deque()
+        self._suspects: deque[Item] = deque()
+        self._alone = False
+        self._sleeping = 0
+        self._answered = 0
+        self._saturated = False
+        self._deaths = 0
 
     async def run(self, requests: Iterator[Request]) -> None:
         """Sends all requests; returns when each has its result, or early after `stop`.
@@ -132,69 +112,187 @@ class Dispatcher:
         Raises:
             EngineNotReady, EngineFailed: The engine is gone for good.
         """
-        workers = [asyncio.create_task(self._work(requests)) for _ in range(self._concurrency)]
+        self._over = asyncio.get_running_loop().create_future()
+        await self._look()
+        self._queue.open(requests, self._files.prepare)
+        looking = asyncio.create_task(self._keep_looking())
         try:
-            await asyncio.gather(*workers)
+            self._hire()
+            self._end_if_over()
+            await self._over
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            self._stopping = True
+            self._queue.close()
+            for task in (looking, *self._workers):
+                task.cancel()
+            await asyncio.gather(looking, *self._workers, return_exceptions=True)
 
     def stop(self) -> None:
         """Sends nothing new; what is in flight may end."""
         self._stopping = True
+        self._queue.close()
+        self._end_if_over()
 
-    async def _work(self, requests: Iterator[Request]) -> None:
-        while not self._stopping and (request := next(requests, None)) is not None:
-            self.in_flight += 1
-            try:
-                result = await self._answer(request)
-            finally:
-                self.in_flight -= 1
-            if result is not None:
-                self._on_result(request, result)
+    # --- who works
 
-    async def _answer(self, request: Request) -> Result | None:
-        """The result of one request; None if the dispatcher was stopped before there was one."""
-        payload = request.payload()
-        deaths = retries = 0
-        while True:
-            enter = self._gate.alone if deaths >= DEATHS_TO_FAIL - 1 else self._gate.together
-            async with enter():
-                generation = await self._supervisor.up()
-                if self._stopping:
-                    return None
-                result, died = await self._try(request, payload, generation)
-            if died:
-                deaths += 1
-                if deaths >= DEATHS_TO_FAIL:
-                    return Unanswered("engine_died", f"The engine died {deaths} times while it worked on this request.")
-            elif not _worth_retrying(result) or retries >= self._max_retries:
-                return result
-            else:
-                retries += 1
-                self._on_retry()
-                await asyncio.sleep(_backoff(retries, result))
+    def _hire(self) -> None:
+        """Has as many workers as there is work for, at most as many as may be in flight."""
+        while not self._stopping and len(self._workers) < self._concurrency.limit and (item := self._take()):
+            worker = asyncio.create_task(self._work(item))
+            self._workers.add(worker)
+            worker.add_done_callback(self._left)
 
-    async def _try(self, request: Request, payload: bytes, generation: int) -> tuple[Result, bool]:
+    def _left(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        assert self._over is not None
+        if not worker.cancelled() and (error := worker.exception()):
+            if not self._over.done():
+                self._over.set_exception(error)
+            return
+        self._hire()
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if self._over is None or self._over.done() or self._workers:
+            return
+        if self._stopping or not (self._sleeping or self._again or self._suspects or len(self._queue)):
+            self._over.set_result(None)
+
+    async def _work(self, item: Item | None) -> None:
+        while item is not None:
+            await self._handle(item)
+            if self._stopping or len(self._workers) > self._concurrency.limit:
+                return
+            item = self._take()
+
+    def _take(self) -> Item | None:
+        """The next to send; its place in flight is taken with it."""
+        if self._alone or (self._suspects and self.in_flight):
+            return None
+        if self._suspects:
+            item, self._alone = self._suspects.popleft(), True
+        elif self._again:
+            item = self._again.popleft()
+        elif self._sleeping >= self._concurrency.limit:
+            return None
+        elif (found := self._queue.take(FLIGHT_BYTES - self._bytes if self.in_flight else float("inf"))) is not None:
+            item = found
+        else:
+            return None
+        self.in_flight += 1
+        self._bytes += len(item.request.payload)
+        self._queue.processing(item)
+        if self.in_flight >= self._concurrency.limit:
+            self._saturated = True
+        return item
+
+    # --- one request
+
+    async def _handle(self, item: Item) -> None:
+        request, result = item.request, None
+        try:
+            result = await self._attempt(item)
+        finally:
+            self.in_flight -= 1
+            self._bytes -= len(request.payload)
+            self._alone = False
+            if result is None:
+                self._queue.back(item)
+        if result is not None:
+            self._files.discard(item)
+            self._answered += 1
+            self._queue.ended(item, *_state(result))
+            self._on_result(request, result)
+        if len(self._workers) < self._concurrency.limit:
+            self._hire()
+
+    async def _attempt(self, item: Item) -> Result | None:
+        """The result of one post; None if the request is to be sent again."""
+        generation = await self._supervisor.up()
+        if self._stopping:
+            return None
+        result, died = await self._try(item, generation)
+        if died:
+            return self._after_death(item)
+        if isinstance(result, Answer) and result.status in (429, 503):
+            self._concurrency.refused(asyncio.get_running_loop().time())
+        if isinstance(result, TimedOut) or not result.worth_retrying or item.retries >= self._max_retries:
+            return result
+        item.retries += 1
+        item.error = _state(result)[1]
+        self._on_retry()
+        self._sleeping += 1
+        asyncio.get_running_loop().call_later(_backoff(item.retries, result), self._wake, item)
+        return None
+
+    def _wake(self, item: Item) -> None:
+        self._sleeping -= 1
+        self._again.append(item)
+        self._hire()
+
+    def _after_death(self, item: Item) -> Result | None:
+        if self._supervisor.generation != self._deaths:
+            self._deaths = self._supervisor.generation
+            self._concurrency.died()
+        item.deaths += 1
+        if item.deaths >= DEATHS_TO_FAIL:
+            message = f"The engine died {item.deaths} times while it worked on this request."
+            return Unanswered("engine_died", message)
+        (self._suspects if item.deaths == DEATHS_TO_FAIL - 1 else self._again).append(item)
+        return None
+
+    async def _try(self, item: Item, generation: int) -> tuple[Result, bool]:
         """One post: its result, and whether the engine died meanwhile."""
+        request = item.request
         result: Result
         try:
-            result = await self._client.post(request.url, payload, self._timeout)
+            if item.file is None:
+                result = await self._client.post(request.url, request.payload, self._timeout)
+            else:
+                file: FileBody = await item.file
+                result = await self._client.post(request.url, file, self._timeout, file.content_type)
+        except FileUnavailableError as error:
+            return Unanswered(error.code, str(error), worth_retrying=False), False
         except ConnectionLostError as error:
             result = Unanswered("connection_error", f"The connection to the engine broke: {error}.")
         except TimeoutError:
             result = TimedOut(self._timeout)
         if isinstance(result, Answer) and result.status < 500:
+            if result.ok and result.is_json and result.tokens is None:
+                message = f"The engine's answer ({result.status}) is not the JSON that it says it is: {result.start}"
+                return Unanswered("invalid_answer", message), False
             return result, False
         said_dead = isinstance(result, Answer) and result.engine_is_dead
         return result, await self._supervisor.died(generation, said_dead)
 
+    # --- how many
 
-def _worth_retrying(result: Result) -> bool:
-    if isinstance(result, Answer):
-        return result.worth_retrying
-    return isinstance(result, Unanswered)
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            before = self._concurrency.limit
+            await self._look()
+            if self._concurrency.limit != before:
+                log.info("concurrency", extra={"limit": self._concurrency.limit, "before": before})
+            self._hire()
+
+    async def _look(self) -> None:
+        saturated, self._saturated = self._saturated, False
+        load = await self._client.load() if self._concurrency.follows else None
+        now = asyncio.get_running_loop().time()
+        self._concurrency.observe(load, self._answered, saturated, now)
+        self._queue.max_concurrent = self._concurrency.limit
+
+
+def _state(result: Result) -> tuple[State, str | None]:
+    """How a request ended, and its error in words."""
+    if isinstance(result, TimedOut):
+        return State.TIMEOUT, f"408: no answer within {result.seconds:g} s"
+    if isinstance(result, Unanswered):
+        return State.FAILED, f"{result.code}: {result.message}"
+    if result.ok:
+        return State.COMPLETED, None
+    return State.FAILED, f"{result.status}: {result.start}"
 
 
 def _backoff(retries: int, result: Result) -> float:

@@ -1,26 +1,30 @@
-"""The engine over HTTP: is it healthy, what does it answer. One try each; what follows from it is decided elsewhere."""
+"""The engine over HTTP: is it healthy, how busy, what does it answer. One try each."""
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-import aiohttp
-
+from gpubatch_runner.answers import tokens_of
+from gpubatch_runner.concurrency import Load
 from gpubatch_runner.contract import EngineInfo
+from gpubatch_runner.http1 import ConnectionLostError, Connections, FileBody
 
 _DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
 """What vLLM's HTTP server answers, with 500, once its engine process has died."""
 
+_RUNNING = b"vllm:num_requests_running"
+_WAITING = b"vllm:num_requests_waiting"
+
 HEALTH_TIMEOUT = 10.0
-
-
-class ConnectionLostError(Exception):
-    """The engine refused, closed or broke the connection before its answer was complete."""
+KEEP_SECONDS = 3.0
+"""Idle connections are dropped before the engine's server (uvicorn: after 5 s) drops them under a post."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,10 @@ class Answer:
     request_id: str | None
     body: bytes
     retry_after: float | None = None
+    is_json: bool = True
+    """What its Content-Type says."""
+    tokens: tuple[int, int] | None = None
+    """Tokens read and written, as it reports them; None if it isn't JSON."""
 
     @property
     def ok(self) -> bool:
@@ -41,6 +49,11 @@ class Answer:
     def worth_retrying(self) -> bool:
         """The engine is overloaded or erred; any other answer is the answer."""
         return self.status == 429 or self.status >= 500
+
+    @property
+    def start(self) -> str:
+        """The beginning of the body, for people."""
+        return self.body[:200].decode("utf-8", "replace")
 
     @property
     def engine_is_dead(self) -> bool:
@@ -57,11 +70,9 @@ class EngineClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # Idle connections are dropped before the engine's server (uvicorn: after 5 s) drops them under a post.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
-        self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers={"Content-Type": "application/json"}
-        )
+        parts = urlsplit(self.url)
+        self._prefix = parts.path
+        self._connections = Connections(parts.hostname or "127.0.0.1", parts.port or 80, KEEP_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,16 +80,18 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._session.close()
+        self._connections.close()
 
     async def health_problem(self) -> str | None:
         """None if the engine answers `/health` with 200, else what is wrong."""
         try:
-            timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
-            async with self._session.get(f"{self.url}/health", timeout=timeout) as response:
-                return None if response.status == 200 else f"HTTP {response.status}"
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return str(error) or type(error).__name__
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                answer = await self._connections.request("GET", self._prefix + "/health")
+        except TimeoutError:
+            return f"no answer within {HEALTH_TIMEOUT:g} s"
+        except ConnectionLostError as error:
+            return str(error)
+        return None if answer.status == 200 else f"HTTP {answer.status}"
 
     async def describe(self) -> EngineInfo:
         """What the engine says about itself, as far as it does."""
@@ -91,47 +104,72 @@ class EngineClient:
 
     async def _get(self, path: str) -> dict[str, Any]:
         try:
-            timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
-            async with self._session.get(self.url + path, timeout=timeout) as response:
-                document = await response.json() if response.status == 200 else {}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                answer = await self._connections.request("GET", self._prefix + path)
+            document = json.loads(answer.body) if answer.status == 200 else {}
+        except (TimeoutError, ConnectionLostError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
 
-    async def post(self, path: str, payload: bytes, seconds: float) -> Answer:
+    async def load(self) -> Load | None:
+        """How busy the engine says that it is in its `/metrics`; None if it doesn't say."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                answer = await self._connections.request("GET", self._prefix + "/metrics")
+        except (TimeoutError, ConnectionLostError):
+            return None
+        return load_of(answer.body) if answer.status == 200 else None
+
+    async def post(
+        self, path: str, payload: bytes | FileBody, seconds: float, content_type: str = "application/json"
+    ) -> Answer:
         """Posts one request.
 
         Raises:
             ConnectionLostError: See there.
             TimeoutError: No complete answer within `seconds`.
         """
-        try:
-            async with (
-                asyncio.timeout(seconds),
-                self._session.post(
-                    self.url + path, data=payload, timeout=aiohttp.ClientTimeout(total=None)
-                ) as response,
-            ):
-                body = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise TimeoutError from error
-            raise ConnectionLostError(str(error) or type(error).__name__) from error
-        headers = response.headers
+        async with asyncio.timeout(seconds):
+            answer = await self._connections.request("POST", self._prefix + path, payload, content_type)
+        headers = answer.headers
+        request_id = headers.get(b"x-request-id")
         return Answer(
-            response.status, headers.get("x-request-id"), body, seconds_of_retry_after(headers.get("Retry-After"))
+            answer.status,
+            request_id.decode("latin-1") if request_id is not None else None,
+            answer.body,
+            seconds_of_retry_after(headers.get(b"retry-after")),
+            b"json" in headers.get(b"content-type", b"json"),
+            tokens_of(answer.body),
         )
 
 
-def seconds_of_retry_after(value: str | None) -> float | None:
+def load_of(metrics: bytes) -> Load | None:
+    """The load in a text of Prometheus metrics, summed over the engines that it tells of."""
+    found: dict[bytes, float] = {}
+    for name in (_RUNNING, _WAITING):
+        at = metrics.find(b"\n" + name)
+        while at >= 0:
+            line = metrics[at + 1 : metrics.find(b"\n", at + 1)]
+            if line[len(name) : len(name) + 1] in (b"{", b" "):  # and not another metric whose name goes on
+                try:
+                    found[name] = found.get(name, 0.0) + float(line.rpartition(b" ")[2])
+                except ValueError:
+                    return None
+            at = metrics.find(b"\n" + name, at + 1)
+    return Load(found[_RUNNING], found[_WAITING]) if len(found) == 2 else None
+
+
+def seconds_of_retry_after(value: bytes | None) -> float | None:
     """Seconds that a `Retry-After` header asks for: a number or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
+    text = value.decode("latin-1")
     try:
-        return max(0.0, float(value))
+        seconds = float(text)
+        return max(0.0, seconds) if seconds == seconds else None
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None

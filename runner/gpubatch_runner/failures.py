@@ -9,6 +9,7 @@
     │   └── OutputExpired       a URL that files are PUT to is no longer good
     ├── InvalidRequests         no line, or not every line, of the input is a request
     ├── TooManyRequests         more requests than the limit of a job
+    ├── InputTooLarge           more bytes than the limit of a job
     ├── EngineNotReady          the engine never answered
     ├── EngineFailed            the engine answered, died and did not come back
     ├── Stopped                 it was told to stop before the work was done
@@ -82,6 +83,12 @@ class TooManyRequests(RunnerError):
     """The input holds more requests than one job may have."""
 
     reason = Reason.TOO_MANY_REQUESTS
+
+
+class InputTooLarge(RunnerError):
+    """The input is longer than that of one job may be."""
+
+    reason = Reason.INPUT_TOO_LARGE
 
 
 class EngineNotReady(RunnerError):

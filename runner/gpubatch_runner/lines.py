@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 MAX_LINE = 8 * 1024 * 1024
@@ -45,17 +45,12 @@ class LineSplitter:
         return line
 
 
-def split(chunks: Iterable[bytes], limit: int = MAX_LINE) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines (from 1) of a stream of chunks."""
-    splitter, number = LineSplitter(limit), 0
-    for chunk in chunks:
-        for line in splitter.feed(chunk):
-            number += 1
-            yield number, line
-    for line in splitter.finish():
-        yield number + 1, line
-
-
-def of_file(file: BinaryIO, limit: int = MAX_LINE) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines (from 1) of an open file."""
-    return split(iter(lambda: file.read(256 * 1024), b""), limit)
+def located(file: BinaryIO, limit: int = MAX_LINE) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), offset and content of each line of an open file; long lines are cut as by `LineSplitter`."""
+    number = offset = 0
+    while raw := file.readline(limit + 2):
+        number, begin, line = number + 1, offset, raw.removesuffix(b"\n")
+        offset += len(raw)
+        while not raw.endswith(b"\n") and (raw := file.readline(limit + 2)):
+            offset += len(raw)
+        yield number, begin, line[: limit + 1]

@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import IO
 
-from gpubatch_runner import records, sources
+from gpubatch_runner import prompts, records, sources
 from gpubatch_runner.contract import Inspection, LineError, RunSpec
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import InvalidRequests, RunnerError, TooManyRequests
 from gpubatch_runner.lines import LineSplitter
 from gpubatch_runner.locations import JobLocations, of_job
-from gpubatch_runner.requests import Request, Validator
+from gpubatch_runner.requests import Checked, Validator
 from gpubatch_runner.results import Publication
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,18 @@ class Tally:
         self.max_output_tokens = 0
         self.first_errors: list[LineError] = []
 
-    def add(self, judged: Request | LineError) -> None:
-        """Counts one line.
+    def add(self, judged: Checked | LineError) -> int:
+        """Counts one line; returns the bytes of its prompt.
 
         Raises:
             TooManyRequests: The line is one too many.
         """
-        if isinstance(judged, Request):
+        size = 0
+        if isinstance(judged, Checked):
+            size = prompts.prompt_bytes(judged)
             self.requests += 1
-            self.prompt_bytes += judged.prompt_bytes
-            self.max_output_tokens += judged.max_output_tokens
+            self.prompt_bytes += size
+            self.max_output_tokens += prompts.max_output_tokens(judged)
         else:
             self.invalid += 1
             if len(self.first_errors) < FIRST_ERRORS:
@@ -56,6 +58,7 @@ class Tally:
                 f"The input has more than {self._spec.max_requests} requests, the limit of one job (the operator's "
                 "setting maxRequestsPerJob); split it into several jobs, or ask for a higher limit."
             )
+        return size
 
     def check(self) -> None:
         """The verdict on the whole input.
@@ -102,7 +105,7 @@ async def _read(
     spec: RunSpec, environment: Environment, locations: JobLocations, tally: Tally, found: IO[bytes], token: str
 ) -> None:
     validator = Validator(spec.served_model_name)
-    chunks = sources.read(locations.input, spec.storage, environment)
+    chunks = sources.limited(sources.read(locations.input, spec.storage, environment), spec.max_input_bytes)
     async for number, line in _lines(chunks):
         judged = validator.check(number, line)
         if isinstance(judged, LineError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from gpubatch_runner.contract import Progress, Stage, Timings, Usage
 
@@ -32,6 +34,7 @@ class RunProgress:
         self.output_tokens = 0
         self.seconds: dict[str, float] = seconds if seconds is not None else {}
         self.metrics = Metrics()
+        self.metrics.registry.register(_Counts(self))
         self._since = time.monotonic()
         self._samples: deque[tuple[float, int]] = deque()
 
@@ -95,24 +98,31 @@ class RunProgress:
         return round((after - before) / (end - begin), 3)
 
 
+class _Counts:
+    """The counts of a run as metrics, made when they are asked for: they change with each request."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        self._progress = progress
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        progress = self._progress
+        requests = CounterMetricFamily(
+            "gpubatch_runner_requests", "Requests with a result, over all restarts of the run.", labels=["result"]
+        )
+        requests.add_metric(["completed"], progress.completed)
+        requests.add_metric(["failed"], progress.failed)
+        tokens = CounterMetricFamily("gpubatch_runner_tokens", "Tokens that the engine reported.", labels=["kind"])
+        tokens.add_metric(["input"], progress.input_tokens)
+        tokens.add_metric(["output"], progress.output_tokens)
+        yield from (requests, tokens)
+
+
 class Metrics:
     """The runner's Prometheus metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "gpubatch_runner_requests",
-            "Requests with a result, since this container began.",
-            ["result"],
-            registry=self.registry,
-        )
-        self.completed = self.requests.labels("completed")
-        self.failed = self.requests.labels("failed")
-        self.tokens = Counter(
-            "gpubatch_runner_tokens", "Tokens that the engine reported.", ["kind"], registry=self.registry
-        )
-        self.input_tokens = self.tokens.labels("input")
-        self.output_tokens = self.tokens.labels("output")
         self.retries = Counter(
             "gpubatch_runner_retries", "Requests sent again (429, 5xx, broken connection).", registry=self.registry
         )

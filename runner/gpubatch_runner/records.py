@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from gpubatch_runner.contract import JobRef, LineError, Outcome, Reason, Usage
+import msgspec
+
+from gpubatch_runner.contract import JobRef, LineError, Outcome, Reason
 from gpubatch_runner.failures import Ended, RunnerError
 from gpubatch_runner.requests import Request
 
@@ -17,9 +18,13 @@ def record_id(token: str, line: int) -> str:
 
 def answered(token: str, request: Request, status: int, request_id: str | None, body: bytes) -> bytes:
     """A request that the engine answered; `body` is the answer as one line of JSON."""
-    head = _dump({"id": record_id(token, request.line), "custom_id": request.custom_id})[:-1]
-    response = _dump({"status_code": status, "request_id": request_id})[:-1]
-    return b'%s,"response":%s,"body":%s},"error":null}' % (head, response, body)
+    return b'{"id":"%s","custom_id":%s,"response":{"status_code":%d,"request_id":%s,"body":%s},"error":null}' % (
+        record_id(token, request.line).encode(),
+        _text(request.custom_id),
+        status,
+        b"null" if request_id is None else _text(request_id),
+        body,
+    )
 
 
 def timed_out(token: str, request: Request, seconds: float) -> bytes:
@@ -64,35 +69,16 @@ def code_of(reason: Reason) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in reason).lstrip("_")
 
 
-def one_line(body: bytes) -> tuple[bytes, Any]:
-    """An answer's body as one line of JSON, and what it holds; text that is not JSON becomes `{"message": text}`."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = {"message": body.decode("utf-8", "replace")[:10_000]}
-        return _dump(document), document
-    if b"\n" in body or b"\r" in body:
-        return _dump(document), document
-    return body, document
-
-
-def usage_of(document: Any) -> Usage:
-    """Tokens that an answer reports, in the words of any of the endpoints."""
-    usage = document.get("usage") if isinstance(document, dict) else None
-    if not isinstance(usage, dict):
-        return Usage()
-    return Usage(
-        input_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
-        output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
-    )
-
-
 def _record(token: str, line: int, custom_id: str | None, response: object, error: object) -> dict[str, object]:
     return {"id": record_id(token, line), "custom_id": custom_id, "response": response, "error": error}
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+def _text(value: str) -> bytes:
+    """A string as JSON."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return _dump(value)
 
 
 def _dump(value: object) -> bytes:

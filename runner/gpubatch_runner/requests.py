@@ -11,11 +11,17 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from gpubatch_runner.contract import ENDPOINTS, LineError
+import msgspec
+
+from gpubatch_runner.contract import ENDPOINTS, TRANSCRIPTIONS, LineError
+from gpubatch_runner.keyset import KeySet
 from gpubatch_runner.lines import MAX_LINE
 
 MAX_CUSTOM_ID = 512
 """Characters of the longest `custom_id`."""
+
+FILE_SCHEMES = ("http://", "https://", "data:", "s3://")
+"""How a transcription's `file_url` may begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +31,41 @@ class Request:
     line: int
     custom_id: str
     url: str
+    payload: bytes
+    """The body as it is posted: the very bytes of the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request with its parsed body, as only the validator has it."""
+
+    request: Request
     body: dict[str, Any]
 
-    def payload(self) -> bytes:
-        """The body as it is posted."""
-        return json.dumps(self.body, separators=(",", ":")).encode()
 
-    @property
-    def prompt_bytes(self) -> int:
-        """Bytes of the text in the prompt: what is counted as 4 to a token where no tokenizer is at hand."""
-        return sum(_text_bytes(self.body.get(key)) for key in ("messages", "prompt", "input"))
+class _Line(msgspec.Struct):
+    """A line of which only the outline is parsed; the body stays as it is."""
 
-    @property
-    def max_output_tokens(self) -> int:
-        """The request's own bound, 0 where it gives none."""
-        for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-            value = self.body.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-        return 0
+    custom_id: Any = None
+    method: Any = None
+    url: Any = None
+    body: msgspec.Raw | None = None
+
+
+class _SoundLine(msgspec.Struct):
+    """A line that has been found valid before."""
+
+    custom_id: str
+    url: str
+    body: msgspec.Raw
+
+
+_outline = msgspec.json.Decoder(_Line)
+_sound = msgspec.json.Decoder(_SoundLine)
+_value = msgspec.json.Decoder()
+
+_Document = tuple[dict[str, Any], bytes]
+"""A line's fields, `body` among them, and the bytes of the body."""
 
 
 class _FlawError(Exception):
@@ -53,24 +75,31 @@ class _FlawError(Exception):
 
 
 class Validator:
-    """Judges the lines of one input in their order; remembers every `custom_id` as eight bytes of a hash."""
+    """Judges the lines of one input in their order; remembers every `custom_id` as eight bytes of a hash.
 
-    def __init__(self, served_model_name: str) -> None:
+    Args:
+        served_model_name: What `body.model` must be; None takes any, where nobody knows the job yet.
+    """
+
+    def __init__(self, served_model_name: str | None) -> None:
         self._model = served_model_name
-        self._seen: set[int] = set()
+        self._seen = KeySet()
 
-    def check(self, number: int, raw: bytes) -> Request | LineError | None:
+    def check(self, number: int, raw: bytes) -> Checked | LineError | None:
         """The request in line `number`, or what is wrong with it; None for a blank line."""
         if not raw.strip():
             return None
         custom_id: str | None = None
         try:
-            document = _document(raw)
+            document, payload = _document(raw)
             given = document.get("custom_id")
             custom_id = given[:MAX_CUSTOM_ID] if isinstance(given, str) and given else None
             self._check_custom_id(given)
             url = _check_route(document)
-            return Request(number, str(given), url, self._check_body(document))
+            body = self._check_body(document.get("body"))
+            if url == TRANSCRIPTIONS:
+                _check_file_url(body)
+            return Checked(Request(number, str(given), url, payload), body)
         except _FlawError as error:
             return LineError(line=number, custom_id=custom_id, code=error.code, message=str(error))
 
@@ -78,32 +107,32 @@ class Validator:
         if value is None or value == "":
             raise _FlawError("missing_custom_id", "custom_id is missing or empty; give each line a unique string")
         if not isinstance(value, str):
-            raise _FlawError("invalid_custom_id", f"custom_id is {_kind(value)}; expected a string")
+            raise _FlawError(
+                "invalid_custom_id", f"custom_id is {_kind(value)}; expected a string: write it in quotation marks"
+            )
         if len(value) > MAX_CUSTOM_ID:
             raise _FlawError(
-                "invalid_custom_id", f"custom_id has {len(value)} characters; at most {MAX_CUSTOM_ID} are allowed"
+                "invalid_custom_id",
+                f"custom_id has {len(value)} characters; at most {MAX_CUSTOM_ID} are allowed: use a shorter one",
             )
         digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        key = int.from_bytes(digest, "big")
-        if key in self._seen:
+        if not self._seen.add(int.from_bytes(digest, "big")):
             raise _FlawError(
                 "duplicate_custom_id", f"custom_id {_shown(value)} occurs in an earlier line; make each unique"
             )
-        self._seen.add(key)
 
-    def _check_body(self, document: dict[str, Any]) -> dict[str, Any]:
-        body = document.get("body")
+    def _check_body(self, body: object) -> dict[str, Any]:
         if body is None:
             raise _FlawError("missing_body", "body is missing; expected the request's JSON object")
         if not isinstance(body, dict):
-            raise _FlawError("invalid_body", f"body is {_kind(body)}; expected a JSON object")
-        model = body.get("model")
+            raise _FlawError("invalid_body", f"body is {_kind(body)}; expected a JSON object: write the request there")
+        model, served = body.get("model"), _shown(self._model) if self._model is not None else "the job's model"
         if model is None or model == "":
-            raise _FlawError("missing_model", f"body.model is missing; this job serves {_shown(self._model)}")
-        if model != self._model:
+            raise _FlawError("missing_model", f"body.model is missing; this job serves {served}: write that")
+        if self._model is not None and model != self._model:
             raise _FlawError(
                 "model_mismatch",
-                f"body.model is {_shown(model)}; this job serves {_shown(self._model)} (spec.inference."
+                f"body.model is {_shown(model)}; this job serves {served}: write that (it is spec.inference."
                 "servedModelName, or spec.inference.model where that is not set)",
             )
         if body.get("stream"):
@@ -111,11 +140,37 @@ class Validator:
         return body
 
 
-def _document(raw: bytes) -> dict[str, Any]:
+def reread(number: int, raw: bytes) -> Request:
+    """The request in a line that a validator has found valid, without parsing its body again."""
+    try:
+        line = _sound.decode(raw)
+    except msgspec.DecodeError:  # something that only the slower parser takes
+        document, payload = _document(raw)
+        return Request(number, document["custom_id"], document["url"], payload)
+    return Request(number, line.custom_id, line.url, bytes(line.body))
+
+
+def _document(raw: bytes) -> _Document:
     if len(raw) > MAX_LINE:
         raise _FlawError("line_too_long", f"the line is longer than {MAX_LINE} bytes; send large content by URL")
     try:
+        line = _outline.decode(raw)
+        payload = b"" if line.body is None else bytes(line.body)
+        body = _value.decode(payload) if payload else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _document_by_the_book(raw)
+    return {"custom_id": line.custom_id, "method": line.method, "url": line.url, "body": body}, payload
+
+
+def _document_by_the_book(raw: bytes) -> _Document:
+    """As `_document`, by Python's own parser: it takes half surrogate pairs, and says best what is wrong."""
+    try:
         document = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(document, dict):
+            raise _FlawError(
+                "invalid_json_line", f"the line is {_kind(document)}; expected a JSON object: one request a line"
+            )
+        return document, json.dumps(document.get("body"), separators=(",", ":"), allow_nan=False).encode()
     except UnicodeDecodeError as error:
         raise _FlawError(
             "invalid_json_line", f"the line is not UTF-8 (byte {error.start}); save the file as UTF-8"
@@ -124,18 +179,26 @@ def _document(raw: bytes) -> dict[str, Any]:
         raise _FlawError("invalid_json_line", "the line is nested too deeply; flatten it") from None
     except ValueError as error:
         raise _FlawError("invalid_json_line", f"the line is not JSON: {error}; write one JSON object a line") from None
-    if not isinstance(document, dict):
-        raise _FlawError("invalid_json_line", f"the line is {_kind(document)}; expected a JSON object")
-    return document
 
 
 def _check_route(document: dict[str, Any]) -> str:
     method, url = document.get("method"), document.get("url")
     if method != "POST":
-        raise _FlawError("invalid_method", f'method is {_shown(method)}; expected "POST"')
+        raise _FlawError("invalid_method", f'method is {_shown(method)}; expected "POST": write that')
     if url not in ENDPOINTS:
         raise _FlawError("invalid_url", f"url is {_shown(url)}; expected one of {', '.join(ENDPOINTS)}")
     return str(url)
+
+
+def _check_file_url(body: dict[str, Any]) -> None:
+    url = body.get("file_url")
+    if not isinstance(url, str) or not url:
+        raise _FlawError("missing_file_url", "body.file_url is missing; give the URL of the audio file")
+    if not url.startswith(FILE_SCHEMES):
+        raise _FlawError(
+            "invalid_file_url",
+            f"body.file_url is {_shown(url)}; expected a URL that begins with one of {', '.join(FILE_SCHEMES)}",
+        )
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -150,14 +213,3 @@ def _kind(value: object) -> str:
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _text_bytes(value: object) -> int:
-    """Bytes of all text in a prompt: of chat messages `content` and `text` only; a token id counts as 4 bytes."""
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, list):
-        return sum(_text_bytes(item) for item in value)
-    if isinstance(value, dict):
-        return sum(_text_bytes(value.get(key)) for key in ("content", "text"))
-    return 4 if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -16,18 +16,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 
-from gpubatch_runner import records, sources
-from gpubatch_runner.contract import STOP_FILE, LineError, Outcome, RunSpec, Stage, Usage
-from gpubatch_runner.dispatch import Dispatcher, Result, TimedOut, Unanswered
+from gpubatch_runner import sources
+from gpubatch_runner.answering import Answering, judge, new_queue, without_result
+from gpubatch_runner.contract import STOP_FILE, EngineInfo, LineError, Outcome, RunSpec, Stage
 from gpubatch_runner.endings import NOTHING_KEPT, Ending
 from gpubatch_runner.engine import EngineClient
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import RunnerError
-from gpubatch_runner.journal import Destination, Header, Journal
+from gpubatch_runner.journal import Header, Journal
 from gpubatch_runner.locations import JobLocations, of_job
-from gpubatch_runner.preflight import Tally
 from gpubatch_runner.progress import RunProgress
-from gpubatch_runner.requests import Request, Validator
+from gpubatch_runner.request_queue import RequestQueue
+from gpubatch_runner.requests import Request
 from gpubatch_runner.results import Publication
 from gpubatch_runner.server import serving
 from gpubatch_runner.stopping import Stop, unless
@@ -35,9 +35,6 @@ from gpubatch_runner.supervisor import Supervisor
 from gpubatch_runner.workdir import Workdir
 
 log = logging.getLogger(__name__)
-
-STOP_SECONDS = 5.0
-"""How long requests in flight may still end when the attempt is to stop."""
 
 PREPARE_SECONDS = 45.0
 """How long an attempt that is to stop may still fetch the input and an earlier attempt's results, to publish those."""
@@ -57,9 +54,9 @@ async def run(spec: RunSpec, environment: Environment, terminated: asyncio.Event
         environment: The container's places.
         terminated: Set on SIGTERM.
     """
-    progress = RunProgress()
+    progress, queue = RunProgress(), new_queue(spec)
     stop = Stop(terminated, environment.pod_dir / STOP_FILE, spec.stop_at, spec.stop_reason)
-    async with serving(progress, environment.progress_port), stop.watching():
+    async with serving(progress, queue, environment.progress_port), stop.watching():
         try:
             locations = of_job(spec, environment)
             publication = Publication(spec, locations, environment)
@@ -70,7 +67,7 @@ async def run(spec: RunSpec, environment: Environment, terminated: asyncio.Event
         except RunnerError as error:
             return Outcome(succeeded=False, reason=error.reason, message=str(error))
         progress.adopt(workdir.state.seconds)
-        attempt = Attempt(spec, environment, locations, publication, workdir, progress, stop)
+        attempt = Attempt(spec, environment, locations, publication, workdir, progress, queue, stop)
         async with _background(_tick(progress, workdir)):
             outcome = await attempt.run()
         progress.enter(Stage.DONE)
@@ -88,6 +85,7 @@ class Attempt:
         publication: Publication,
         workdir: Workdir,
         progress: RunProgress,
+        queue: RequestQueue,
         stop: Stop,
     ) -> None:
         self._spec = spec
@@ -96,6 +94,7 @@ class Attempt:
         self._publication = publication
         self._workdir = workdir
         self._progress = progress
+        self._queue = queue
         self._stop = stop
         self._token = publication.token
         self._journal: Journal | None = None
@@ -124,7 +123,16 @@ class Attempt:
             try:
                 self._journal = await unless(self._stop, self._prepare(), PREPARE_SECONDS)
                 async with _background(self._journal.keep_synced()), _background(self._keep_checkpoint(self._journal)):
-                    await self._dispatch(client, supervisor)
+                    answering = Answering(
+                        self._spec,
+                        self._environment,
+                        self._workdir,
+                        self._journal,
+                        self._progress,
+                        self._queue,
+                        self._token,
+                    )
+                    await answering.all(client, supervisor, self._stop, self._note_engine)
             finally:
                 await supervisor.stop()
 
@@ -135,9 +143,9 @@ class Attempt:
         if self._spec.attempt > 1 and not self._publication.keeps_work:
             self._progress.note = f"Attempt {self._spec.attempt - 1} was lost. {NOTHING_KEPT}"
         chunks = sources.read(self._locations.input, self._spec.storage, self._environment)
-        digest = await self._workdir.keep_input(chunks)
+        digest = await self._workdir.keep_input(sources.limited(chunks, self._spec.max_input_bytes))
         if self._workdir.state.total is None:
-            self._workdir.state.total = await asyncio.to_thread(self._judge)
+            self._workdir.state.total = await asyncio.to_thread(judge, self._spec, self._workdir)
             self._workdir.save()
         self._progress.total = self._workdir.state.total
         self._progress.metrics.total.set(self._workdir.state.total)
@@ -151,63 +159,10 @@ class Attempt:
         log.info("input ready", extra={"total": self._progress.total, "done": journal.completed + journal.failed})
         return journal
 
-    def _judge(self) -> int:
-        """Counts the requests of the input.
-
-        Raises:
-            InvalidRequests, TooManyRequests: As the inspection would, had the input been as it is now.
-        """
-        tally = Tally(self._spec)
-        for judged in self._judged():
-            tally.add(judged)
-        tally.check()
-        return tally.requests + tally.invalid
-
-    def _judged(self) -> Iterator[Request | LineError]:
-        validator = Validator(self._spec.served_model_name)
-        for number, line in self._workdir.lines():
-            if (judged := validator.check(number, line)) is not None:
-                yield judged
-
-    async def _dispatch(self, client: EngineClient, supervisor: Supervisor) -> None:
-        todo = self._todo()
-        first = next(todo, None)
-        if first is None:
-            return
-        dispatcher = Dispatcher(
-            client,
-            supervisor,
-            concurrency=self._spec.max_concurrent_requests,
-            timeout=self._spec.request_timeout_seconds,
-            max_retries=self._spec.max_retries,
-            on_result=self._keep,
-            on_retry=self._progress.metrics.retries.inc,
-        )
-        self._progress.metrics.in_flight.set_function(lambda: dispatcher.in_flight)
-        await unless(self._stop, supervisor.up())
-        self._ending.engine = await client.describe()
-        self._progress.enter(Stage.PROCESSING)
-        sending = asyncio.create_task(dispatcher.run(_chain(first, todo)))
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait((sending, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                log.info("stopping", extra={"in_flight": dispatcher.in_flight})
-                dispatcher.stop()
-                await asyncio.wait((sending,), timeout=STOP_SECONDS)
-        finally:
-            for task in (sending, stopping):
-                task.cancel()
-            await asyncio.gather(sending, stopping, return_exceptions=True)
-        if not sending.cancelled() and (failure := sending.exception()):
-            raise failure
-        if (error := self._stop.error) is not None and next(self._todo(), None) is not None:
-            raise error
-
     def _without_result(self) -> Iterator[Request | LineError]:
-        """The lines without a result, in the order of the input."""
+        """The lines without a result."""
         assert self._journal is not None
-        return (judged for judged in self._judged() if judged.line not in self._journal.done)
+        return without_result(self._workdir, self._journal)
 
     async def _keep_checkpoint(self, journal: Journal) -> None:
         """Saves the journal to the output's location from time to time: the node may be lost with it."""
@@ -225,43 +180,8 @@ class Attempt:
                 continue
             saved, pause = done, max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (time.monotonic() - begin))
 
-    def _todo(self) -> Iterator[Request]:
-        """The requests without a result; invalid lines get theirs on the way."""
-        journal = self._journal
-        assert journal is not None
-        for judged in self._without_result():
-            if isinstance(judged, Request):
-                yield judged
-            else:
-                journal.append(Destination.ERRORS, judged.line, records.invalid(self._token, judged), Usage())
-                self._progress.failed += 1
-                self._progress.metrics.failed.inc()
-
-    def _keep(self, request: Request, result: Result) -> None:
-        """Journals and counts a result."""
-        assert self._journal is not None
-        destination, usage = Destination.ERRORS, Usage()
-        if isinstance(result, TimedOut):
-            record = records.timed_out(self._token, request, result.seconds)
-        elif isinstance(result, Unanswered):
-            record = records.unanswered(self._token, request, result.code, result.message)
-        else:
-            body, document = records.one_line(result.body)
-            record = records.answered(self._token, request, result.status, result.request_id, body)
-            if result.ok:
-                destination, usage = Destination.OUTPUT, records.usage_of(document)
-        self._journal.append(destination, request.line, record, usage)
-        metrics = self._progress.metrics
-        if destination is Destination.OUTPUT:
-            self._progress.completed += 1
-            metrics.completed.inc()
-        else:
-            self._progress.failed += 1
-            metrics.failed.inc()
-        self._progress.input_tokens += usage.input_tokens
-        self._progress.output_tokens += usage.output_tokens
-        metrics.input_tokens.inc(usage.input_tokens)
-        metrics.output_tokens.inc(usage.output_tokens)
+    def _note_engine(self, engine: EngineInfo) -> None:
+        self._ending.engine = engine
 
     def _show_engine(self, up: bool, message: str) -> None:
         metrics = self._progress.metrics
@@ -270,11 +190,6 @@ class Attempt:
             metrics.engine_deaths.inc()
         processing = up and self._journal is not None
         self._progress.enter(Stage.PROCESSING if processing else Stage.LOADING_MODEL, message)
-
-
-def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
-    yield first
-    yield from rest
 
 
 @contextlib.asynccontextmanager

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from gpubatch_runner import lines
 from gpubatch_runner.failures import InternalError
 
 
@@ -45,7 +44,7 @@ class Workdir:
             folder.mkdir(parents=True, exist_ok=True)
             self.state = self._load() or State(run=run, attempt=attempt)
             if (self.state.run, self.state.attempt) != (run, attempt):
-                for path in (self.journal, self.input, self.state_file):
+                for path in (self.journal, self.input, self.order, self.invalid, self.state_file):
                     path.unlink(missing_ok=True)
                 self.state = State(run=run, attempt=attempt)
         except OSError as error:
@@ -58,6 +57,21 @@ class Workdir:
     @property
     def input(self) -> Path:
         return self._folder / "input"
+
+    @property
+    def order(self) -> Path:
+        """Where the valid lines are, in the order in which they are sent."""
+        return self._folder / "order"
+
+    @property
+    def invalid(self) -> Path:
+        """What is wrong with the other lines, one `LineError` each."""
+        return self._folder / "invalid"
+
+    @property
+    def files(self) -> Path:
+        """Files that requests name, while they are needed."""
+        return self._folder / "files"
 
     @property
     def state_file(self) -> Path:
@@ -90,11 +104,6 @@ class Workdir:
         self.state.input_digest, self.state.total = digest.hexdigest(), None
         self.save()
         return self.state.input_digest
-
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The numbered lines of the input."""
-        with self.input.open("rb") as file:
-            yield from lines.of_file(file)
 
     def _load(self) -> State | None:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 
 import pytest
+import zstandard
 from aiohttp import web
 
 from gpubatch_runner.contract import Inspection, Reason
@@ -165,9 +167,10 @@ async def test_a_download_that_is_cut_is_taken_up_where_it_was(job: Job) -> None
         ranges.append(asked.headers.get("Range", ""))
         begin = int(ranges[-1][6:-1] or 0) if ranges[-1] else 0
         rest = data[begin:]
-        response = web.StreamResponse(
-            status=206 if begin else 200, headers={"ETag": '"v1"', "Content-Length": str(len(rest))}
-        )
+        headers = {"ETag": '"v1"', "Content-Length": str(len(rest))}
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        response = web.StreamResponse(status=206 if begin else 200, headers=headers)
         await response.prepare(asked)
         await response.write(rest[:100_000])
         if len(rest) > 100_000 and asked.transport:
@@ -183,11 +186,14 @@ async def test_a_download_that_is_cut_is_taken_up_where_it_was(job: Job) -> None
 async def test_a_download_that_changed_after_a_cut_is_not_patched_together(job: Job) -> None:
     job.write([request(n) for n in range(2000)])
     data = (job.claim / "in.jsonl").read_bytes()
+    seen: list[str | None] = []
 
     async def change(asked: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"ETag": '"v1"', "Content-Length": str(len(data))})
+        before, version = len(seen), f'"v{len(seen)}"'
+        seen.append(asked.headers.get("If-Range"))
+        response = web.StreamResponse(headers={"ETag": version, "Content-Length": str(len(data))})
         await response.prepare(asked)
-        await response.write(data[:100_000])
+        await response.write(data[before : before + 100_000])
         if asked.transport:
             asked.transport.close()
         return response
@@ -196,3 +202,62 @@ async def test_a_download_that_changed_after_a_cut_is_not_patched_together(job: 
         verdict = await look(job, input=url)
     assert verdict.reason is Reason.INPUT_UNREADABLE
     assert "the file changed" in verdict.message
+    assert seen == [None, '"v0"']
+
+
+async def test_a_download_without_ranges_or_versions_survives_a_cut_too(job: Job) -> None:
+    job.write([request(n) for n in range(2000)])
+    data = (job.claim / "in.jsonl").read_bytes()
+    sent = [100_000, 200_000, len(data)]
+
+    async def cut(asked: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+        await response.prepare(asked)
+        await response.write(data[: sent.pop(0)])
+        if sent and asked.transport:
+            asked.transport.close()
+        return response
+
+    async with Site(cut) as url:
+        verdict = await look(job, input=url)
+    assert (verdict.requests, verdict.invalid) == (2000, 0)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+async def test_compressed_inputs_are_unpacked_by_their_suffix(job: Job, kind: str) -> None:
+    job.write([request(n) for n in range(2000)])
+    data = (job.claim / "in.jsonl").read_bytes()
+    pack = gzip.compress if kind == "gz" else zstandard.ZstdCompressor().compress
+    packed = pack(data[:100_000]) + pack(data[100_000:])  # as `cat a.gz b.gz` makes them
+    (job.claim / f"in.jsonl.{kind}").write_bytes(packed)
+    verdict = await look(job, input=f"pvc://data/in.jsonl.{kind}")
+    assert (verdict.requests, verdict.invalid) == (2000, 0)
+
+    (job.claim / f"in.jsonl.{kind}").write_bytes(packed[:-20])
+    verdict = await look(job, input=f"pvc://data/in.jsonl.{kind}")
+    assert verdict.reason is Reason.INPUT_UNREADABLE
+    assert "ends too early" in verdict.message
+
+    (job.claim / f"in.jsonl.{kind}").write_bytes(data)
+    verdict = await look(job, input=f"pvc://data/in.jsonl.{kind}")
+    assert verdict.reason is Reason.INPUT_UNREADABLE
+    assert f"its name ends with .{kind}" in verdict.message
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+async def test_an_input_that_unpacks_to_more_than_the_limit_is_refused_without_filling_the_memory(
+    job: Job, kind: str
+) -> None:
+    pack = gzip.compress if kind == "gz" else zstandard.ZstdCompressor().compress
+    (job.claim / f"bomb.{kind}").write_bytes(pack(bytes(300 * 1024 * 1024)))
+    verdict = await look(job, input=f"pvc://data/bomb.{kind}")
+    assert verdict.reason in (Reason.INPUT_TOO_LARGE, Reason.INPUT_UNREADABLE)
+
+
+async def test_an_input_longer_than_the_limit_fails_with_the_limit(job: Job) -> None:
+    job.write([request(n) for n in range(11)])
+    size = (job.claim / "in.jsonl").stat().st_size
+    assert (await look(job, max_input_bytes=size)).valid
+    verdict = await look(job, max_input_bytes=size - 1)
+    assert verdict.reason is Reason.INPUT_TOO_LARGE
+    assert f"more than {size - 1} bytes" in verdict.message

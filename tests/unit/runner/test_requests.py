@@ -11,20 +11,21 @@ from hypothesis import strategies as st
 
 from gpubatch_runner.contract import LineError
 from gpubatch_runner.lines import MAX_LINE
-from gpubatch_runner.requests import Request, Validator
+from gpubatch_runner.prompts import max_output_tokens, prompt_bytes
+from gpubatch_runner.requests import Checked, Validator
 from unit.runner.jobs import request
 
 
-def judge(line: Any, number: int = 1) -> Request | LineError | None:
+def judge(line: Any, number: int = 1) -> Checked | LineError | None:
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     return Validator("tiny").check(number, raw)
 
 
 def test_a_valid_request_is_taken_as_it_is() -> None:
     judged = judge(request(1))
-    assert isinstance(judged, Request)
-    assert (judged.line, judged.custom_id, judged.url) == (1, "r1", "/v1/chat/completions")
-    assert json.loads(judged.payload()) == request(1)["body"]
+    assert isinstance(judged, Checked)
+    assert (judged.request.line, judged.request.custom_id, judged.request.url) == (1, "r1", "/v1/chat/completions")
+    assert json.loads(judged.request.payload) == request(1)["body"]
 
 
 @pytest.mark.parametrize("blank", [b"", b"  ", b"\r", b"\t \r"])
@@ -33,7 +34,7 @@ def test_blank_lines_are_no_requests(blank: bytes) -> None:
 
 
 def test_windows_line_ends_are_accepted() -> None:
-    assert isinstance(judge(json.dumps(request(1)).encode() + b"\r"), Request)
+    assert isinstance(judge(json.dumps(request(1)).encode() + b"\r"), Checked)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_bad_line_is_told_with_its_code_and_the_field(line: Any, code: str, na
 
 def test_the_second_use_of_a_custom_id_is_the_wrong_one() -> None:
     validator = Validator("tiny")
-    assert isinstance(validator.check(1, json.dumps(request(1)).encode()), Request)
+    assert isinstance(validator.check(1, json.dumps(request(1)).encode()), Checked)
     second = validator.check(2, json.dumps(request(1)).encode())
     assert isinstance(second, LineError)
     assert (second.line, second.custom_id, second.code) == (2, "r1", "duplicate_custom_id")
@@ -87,15 +88,15 @@ def test_urls_may_be_mixed_in_one_batch() -> None:
     validator = Validator("tiny")
     for number, url in enumerate(("/v1/chat/completions", "/v1/completions", "/v1/embeddings")):
         line = request(number, url=url, body={"model": "tiny", "input": "x"})
-        assert isinstance(validator.check(number, json.dumps(line).encode()), Request)
+        assert isinstance(validator.check(number, json.dumps(line).encode()), Checked)
 
 
 def test_a_custom_id_with_half_a_surrogate_pair_can_be_checked_and_sent() -> None:
     body = rb'{"model": "tiny", "input": "\udc00"}'
     line = rb'{"custom_id": "\ud800", "method": "POST", "url": "/v1/embeddings", "body": ' + body + b"}"
     judged = judge(line)
-    assert isinstance(judged, Request)
-    assert json.loads(judged.payload())["input"] == "\udc00"
+    assert isinstance(judged, Checked)
+    assert json.loads(judged.request.payload)["input"] == "\udc00"
 
 
 @pytest.mark.parametrize(
@@ -111,8 +112,8 @@ def test_a_custom_id_with_half_a_surrogate_pair_can_be_checked_and_sent() -> Non
 )
 def test_prompt_bytes_and_bounds_are_counted(body: dict[str, Any], prompt: int, output: int) -> None:
     judged = judge(request(1, body={"model": "tiny", **body}))
-    assert isinstance(judged, Request)
-    assert (judged.prompt_bytes, judged.max_output_tokens) == (prompt, output)
+    assert isinstance(judged, Checked)
+    assert (prompt_bytes(judged), max_output_tokens(judged)) == (prompt, output)
 
 
 @given(st.binary(max_size=200))
@@ -132,7 +133,7 @@ FIELDS = st.sampled_from(["custom_id", "method", "url", "body"])
 @given(st.dictionaries(FIELDS, JSON))
 def test_any_document_gets_a_verdict_and_a_valid_one_survives_the_way_to_the_engine(changes: dict[str, Any]) -> None:
     judged = judge(request(1) | changes)
-    if isinstance(judged, Request):
-        assert json.loads(judged.payload()) == judged.body
+    if isinstance(judged, Checked):
+        assert json.loads(judged.request.payload) == judged.body
     else:
         assert isinstance(judged, LineError)
