@@ -51,6 +51,12 @@ class Settings(BaseModel):
     )
     max_inspections: int = Field(default=8, ge=1, description="Inspect pods at a time; more wait in phase Validating.")
     max_requests_per_job: int = Field(default=50_000, ge=1, description="A job with more requests fails validation.")
+    max_input_bytes_per_job: int = Field(
+        default=209_715_200, ge=1, description="The same for a job whose input is longer, unpacked."
+    )
+    max_file_bytes: int = Field(
+        default=26_214_400, ge=1, description="Longest file of a transcription; a longer one fails its request."
+    )
     max_queue_depth: int = Field(
         default=20, ge=1, description="Jobs that may wait at a time: Validating, Queued or in back-off."
     )

@@ -198,7 +198,8 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         assert transport is not None
-        answer = self._answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RawAnswer] = asyncio.get_running_loop().create_future()
+        self._answer = answer
         self._parser = _Parser()
         try:
             if isinstance(body, FileBody):

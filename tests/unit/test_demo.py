@@ -11,7 +11,7 @@ from demo_lib.checks import Checks
 from demo_lib.queue import Job, Watcher
 from demo_lib.results import answered_once, nearest
 from gpubatch_runner.contract import LineError
-from gpubatch_runner.requests import Request, Validator
+from gpubatch_runner.requests import Checked, Validator
 
 SOON = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 PAST = "2026-01-01T00:00:00Z"
@@ -109,5 +109,5 @@ def test_the_broken_input_is_broken_where_it_says() -> None:
 def test_the_other_inputs_are_valid() -> None:
     for model, lines in (("minilm", inputs.embedding_requests()), ("chat", inputs.chat_requests(400))):
         judge = Validator(model)
-        assert all(isinstance(judge.check(i, line.encode()), Request) for i, line in enumerate(lines, 1))
+        assert all(isinstance(judge.check(i, line.encode()), Checked) for i, line in enumerate(lines, 1))
         assert all(json.loads(line)["body"]["model"] == model for line in lines)

@@ -265,7 +265,20 @@ class Inference(ApiModel):
     storage: Storage = Field(default=Storage(), description="Endpoint and credentials of the stores.")
     upload: Upload = Field(default=Upload(), description="Time limits and attempts of uploads.")
     max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="Requests in flight at the engine. Default: chosen by the runner."
+        default=None,
+        description="Requests in flight at the engine. Default: found by the runner, so that the engine's own queue is "
+        "short but never empty.",
+    )
+    max_queue_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=100, description="Requests that the runner holds ready beside those in flight."
+    )
+    max_request_retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=3, description="Retries of one request after 429, 5xx or a broken connection; then that is its answer."
+    )
+    request_order: Literal["Auto", "Input"] = Field(
+        default="Auto",
+        description="In which order requests are sent. Auto: those that begin alike go next to each other where that "
+        "pays, so that the engine computes a shared beginning once. Input: as they stand in the input.",
     )
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
         default=300, description="A request without an answer by then is recorded as failed with code 408."

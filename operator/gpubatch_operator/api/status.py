@@ -52,7 +52,10 @@ class Inspection(ApiModel):
 
     requests: int = Field(description="Valid requests.")
     invalid: int = Field(default=0, description="Invalid lines.")
-    input_tokens: int = Field(default=0, description="Prompt tokens, estimated from bytes.")
+    input_tokens: int = Field(default=0, description="Prompt tokens.")
+    tokens_from: Literal["Bytes", "Tokenizer"] = Field(
+        default="Bytes", description="Whether they are estimated, 4 bytes a token, or counted by a tokenizer."
+    )
     max_output_tokens: int = Field(default=0, description="Sum of the requests' own bounds.")
     first_errors: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=10)] = Field(
         default=[], description="The first invalid lines; all of them are in the error file."

@@ -175,6 +175,7 @@ def _inspected(job: Job, status: JSON, verdict: JSON, now: float) -> JSON:
         "requests": requests,
         "invalid": invalid,
         "inputTokens": verdict.get("inputTokens", 0),
+        "tokensFrom": verdict.get("tokensFrom", "Bytes"),
         "maxOutputTokens": verdict.get("maxOutputTokens", 0),
         "firstErrors": [
             f"line {e['line']}: {e['code']}: {e['message']}"[:1024] for e in verdict.get("firstErrors", [])[:10]

@@ -252,8 +252,13 @@ def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> co
         storage=contract.Storage(endpoint=work.storage.endpoint, region=work.storage.region),
         invalid_requests=work.invalid_requests,
         max_requests=settings.max_requests_per_job,
+        max_input_bytes=settings.max_input_bytes_per_job,
+        max_file_bytes=settings.max_file_bytes,
+        request_order=work.request_order,
         max_concurrent_requests=work.max_concurrent_requests,
+        max_queue_size=work.max_queue_size,
         request_timeout_seconds=work.request_timeout_seconds,
+        max_retries=work.max_request_retries,
         engine_start_timeout_seconds=work.engine.start_timeout_seconds,
     )
 
