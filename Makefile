@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check format generate constraints test test-unit test-integration test-e2e demo clean-cluster
+.PHONY: help python check format generate constraints test test-unit test-integration test-e2e demo clean-cluster
 
 CACHE := $(or $(GPUBATCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpubatch)
 VENV := $(CACHE)/venv-$(shell { python3 hack/requirements; cat constraints.txt; } | sha256sum | cut -c1-12)
@@ -24,6 +24,9 @@ $(VENV)/ready:
 	@$(BIN)/python hack/requirements > $(VENV)/requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
+
+python: $(VENV)/ready ## Print the path of the Python with all that the project needs
+	@echo $(BIN)/python
 
 check: $(VENV)/ready ## Lint, types, layers, generated files, chart
 	$(BIN)/ruff check .

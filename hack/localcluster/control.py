@@ -6,6 +6,7 @@ import csv
 import io
 import secrets
 import shutil
+from collections.abc import Mapping, Sequence
 
 from localcluster import cgroups, daemons, kube, network, tools
 from localcluster.console import step
@@ -15,29 +16,38 @@ from localcluster.shell import replace_file, run, wait_for
 DAEMONS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 ADMIN = "admin"
 # Generous limits, so that a benchmark of the operator doesn't measure the clients of the control plane itself.
-CLIENT_LIMITS = ("--kube-api-qps=200", "--kube-api-burst=400")
+CLIENT_LIMITS = ("--kube-api-qps=1000", "--kube-api-burst=2000")
+NO_FLAGS: Mapping[str, Sequence[str]] = {}
 
 
 def is_well(cluster: Cluster) -> bool:
     """Whether all of it runs and the API answers."""
-    alive = all(daemons.alive(_group(cluster), cluster.control, name) for name in DAEMONS)
+    alive = all(daemons.alive(group(cluster), cluster.control, name) for name in DAEMONS)
     return alive and cluster.kubeconfig.exists() and kube.is_serving(cluster)
 
 
-def start(cluster: Cluster) -> None:
-    """Start an empty control plane; nothing of an earlier one may be left."""
+def start(cluster: Cluster, flags: Mapping[str, Sequence[str]] = NO_FLAGS, admins: Sequence[str] = ()) -> None:
+    """Start an empty control plane; nothing of an earlier one may be left.
+
+    Args:
+        cluster: Where.
+        flags: More flags of a daemon, by its name; one that is given twice counts as given last.
+        admins: Users with all rights besides the administrator, so that their writes can be told apart.
+    """
     for name in tools.CONTROL_PLANE:
         tools.path(name)
     with step(f"Starting the control plane of {cluster.name}"):
         control = cluster.control
         control.mkdir(parents=True)
-        cgroups.create(_group(cluster))
+        cgroups.create(group(cluster))
         network.create_bridge(cluster)
         _make_certificates(cluster)
         _make_users(cluster)
-        _start_etcd_and_api_server(cluster)
+        for name in admins:
+            user(cluster, name, "system:masters")
+        _start_etcd_and_api_server(cluster, flags)
         wait_for("the API server", lambda: kube.is_serving(cluster), 90, control / "kube-apiserver.log")
-        _start_clients(cluster)
+        _start_clients(cluster, flags)
 
 
 def user(cluster: Cluster, name: str, *groups: str) -> str:
@@ -56,8 +66,8 @@ def user(cluster: Cluster, name: str, *groups: str) -> str:
 
 def start_dns(cluster: Cluster) -> None:
     """Start CoreDNS on the machine's address of the cluster's network, unless it runs."""
-    group, folder = _group(cluster), cluster.control
-    if daemons.alive(group, folder, "coredns"):
+    folder = cluster.control
+    if daemons.alive(group(cluster), folder, "coredns"):
         return
     (folder / "Corefile").write_text(
         f"cluster.local:53 in-addr.arpa:53 {{\n"
@@ -71,7 +81,7 @@ def start_dns(cluster: Cluster) -> None:
         # Pods here cannot reach the world: a name outside of the cluster doesn't exist, and says so at once.
         f".:53 {{\n  bind {cluster.host_ip}\n  errors\n  template ANY ANY {{\n    rcode NXDOMAIN\n  }}\n}}\n"
     )
-    daemons.start(group, folder, "coredns", [tools.path("coredns"), "-conf", folder / "Corefile"])
+    daemons.start(group(cluster), folder, "coredns", [tools.path("coredns"), "-conf", folder / "Corefile"])
 
 
 def stop(cluster: Cluster) -> None:
@@ -81,7 +91,8 @@ def stop(cluster: Cluster) -> None:
     shutil.rmtree(cluster.state, ignore_errors=True)
 
 
-def _group(cluster: Cluster) -> str:
+def group(cluster: Cluster) -> str:
+    """The cgroup of the control plane's processes."""
     return f"{cluster.group}/control"
 
 
@@ -115,11 +126,11 @@ def _make_users(cluster: Cluster) -> None:
         user(cluster, f"system:node:{node.name}", "system:nodes")
 
 
-def _start_etcd_and_api_server(cluster: Cluster) -> None:
-    group, folder = _group(cluster), cluster.control
+def _start_etcd_and_api_server(cluster: Cluster, flags: Mapping[str, Sequence[str]]) -> None:
+    folder = cluster.control
     client, peer = (f"http://127.0.0.1:{cluster.etcd_port + offset}" for offset in (0, 1))
     daemons.start(
-        group,
+        group(cluster),
         folder,
         "etcd",
         [
@@ -131,10 +142,11 @@ def _start_etcd_and_api_server(cluster: Cluster) -> None:
             "--unsafe-no-fsync",  # the cluster is thrown away: nothing must survive the machine
             "--quota-backend-bytes=8589934592",
             "--log-level=warn",
+            *flags.get("etcd", ()),
         ],
     )
     daemons.start(
-        group,
+        group(cluster),
         folder,
         "kube-apiserver",
         [
@@ -158,14 +170,16 @@ def _start_etcd_and_api_server(cluster: Cluster) -> None:
             "--allow-privileged",
             "--max-requests-inflight=3000",
             "--max-mutating-requests-inflight=1500",
+            *flags.get("kube-apiserver", ()),
         ],
     )
 
 
-def _start_clients(cluster: Cluster) -> None:
+def _start_clients(cluster: Cluster, more: Mapping[str, Sequence[str]]) -> None:
     def begin(name: str, *flags: str) -> None:
         common = (f"--kubeconfig={name}.kubeconfig", "--leader-elect=false", "--secure-port=0", *CLIENT_LIMITS)
-        daemons.start(_group(cluster), cluster.control, name, [tools.path(name), *common, *flags])
+        argv = [tools.path(name), *common, *flags, *more.get(name, ())]
+        daemons.start(group(cluster), cluster.control, name, argv)
 
     begin(
         "kube-controller-manager",
