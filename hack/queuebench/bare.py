@@ -94,9 +94,7 @@ class Loop:
     async def prepare(self) -> str:
         """Create all jobs; the version to watch pods from."""
         await self.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", CRD)
-        while (await self._session.get(JOBS)).status != 200:
-            await asyncio.sleep(0.2)
-        await asyncio.sleep(2)  # a new kind can be listed a little before it can be created
+        await asyncio.sleep(5)  # until the new kind is served
         gate = asyncio.Semaphore(50)
 
         async def create(name: str) -> None:
@@ -156,9 +154,8 @@ class Loop:
             raise SystemExit(f"bare loop: {error}")
 
 
-async def main(kubeconfig: Path, nodes: int, count: int, seconds: float) -> None:
+async def main(config: JSON, nodes: int, count: int, seconds: float) -> None:
     """Say `ready` once all jobs are there, begin at SIGUSR1, say `done` at the end and wait to be killed."""
-    config = json.loads(kubeconfig.read_text())
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     context = ssl.create_default_context(cafile=cluster["certificate-authority"])
     headers = {"Authorization": f"Bearer {user['token']}"}
@@ -179,4 +176,4 @@ async def main(kubeconfig: Path, nodes: int, count: int, seconds: float) -> None
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))
+    asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))

@@ -13,9 +13,9 @@ from typing import Any
 
 from gpubatch_operator.kube.client import ApiError, Client
 from localcluster import control, daemons, kube, tools
-from localcluster.console import SetupError, step
+from localcluster.console import SetupError
 from localcluster.settings import Cluster, cache_root
-from localcluster.shell import lock, run, wait_for
+from localcluster.shell import lock
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]

@@ -154,7 +154,9 @@ async def _until_ended(log: audit.Log, writes: list[Write], process: Process, jo
         if count > ended:
             ended, since = count, now
         elif now > since + STALLED + seconds:
-            raise SetupError(f"{count} of {jobs} pods have ended and no other for {now - since:.0f} s: {process.words()}")
+            raise SetupError(
+                f"{count} of {jobs} pods have ended and no other for {now - since:.0f} s: {process.words()}"
+            )
         if now > told + 10:
             told = now
             say(f"    {count} of {jobs} jobs are done")

@@ -20,7 +20,7 @@ from queuebench.lab import ROOT, Lab, each
 
 JSON = dict[str, Any]
 # What isn't known yet to the operator's version is ignored by it.
-UNLIMITED = {"MAX_QUEUE_DEPTH": "0", "MAX_TOTAL_QUEUED_REQUESTS": "0"}
+UNLIMITED = {"MAX_QUEUE_DEPTH": "1000000", "MAX_TOTAL_QUEUED_REQUESTS": "1000000000"}
 
 
 def jobs_path(namespace: str) -> str:
@@ -79,7 +79,9 @@ class Process:
         self.log = log
         self.started = time.time()
         with log.open("wb") as file:
-            self._process = subprocess.Popen([sys.executable, *argv], env={**os.environ, **env}, stdout=file, stderr=file)
+            self._process = subprocess.Popen(
+                [sys.executable, *argv], env={**os.environ, **env}, stdout=file, stderr=file
+            )
 
     def usage(self) -> Usage:
         """CPU time and the largest resident memory until now.

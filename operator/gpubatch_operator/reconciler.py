@@ -243,7 +243,7 @@ class Reconciler:
         await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
 
     def _spec(self, job: Job) -> JobSpec:
-        return JobSpec.model_validate(self._store.raw[job.uid]["spec"])
+        return convert.spec_of(self._store.raw[job.uid]["spec"])
 
     async def _create(self, job: Job, pod: JSON) -> None:
         path = f"/api/v1/namespaces/{job.namespace}/pods"

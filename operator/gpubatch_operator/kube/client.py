@@ -1,25 +1,33 @@
-"""Raw JSON in, raw JSON out: a thin layer over the official asyncio client.
+"""Raw JSON in, raw JSON out: where and as whom by the official asyncio client, the requests by aiohttp alone.
 
-The client's own models cost more time than the requests; the store wants plain objects anyway.
+The official client's models, copies and look-ups for each request cost more than the request; the store wants plain
+objects anyway.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import orjson
 from kubernetes.aio import client as k8s
 from kubernetes.aio import config
+from kubernetes.aio.client.rest import RESTClientObject
+from yarl import URL
 
 from gpubatch_operator.metrics import API_WRITES
 
 JSON = dict[str, Any]
+Objects = list[JSON]
 MERGE_PATCH = "application/merge-patch+json"
 TIMEOUT = 10.0  # of one request, seconds; a lost one is repeated by the next plan
 PAGE = 500
+CONNECTIONS = 64
+LINE = 2**21  # bytes: a watch's event holds a whole object
 
 
 class ApiError(Exception):
@@ -34,12 +42,25 @@ class Client:
     """One connection pool to the API server.
 
     Args:
-        api: The official client.
+        configuration: Where the API server is, and as whom to talk to it.
         before_write: Called before each request that isn't a GET; it may forbid the write by not returning.
     """
 
-    def __init__(self, api: k8s.ApiClient, before_write: Callable[[], None] = lambda: None) -> None:
-        self._api, self._before_write = api, before_write
+    def __init__(self, configuration: k8s.Configuration, before_write: Callable[[], None] = lambda: None) -> None:
+        self._configuration, self._before_write = configuration, before_write
+        self._host = configuration.host.rstrip("/")
+        self._options = {
+            "proxy": configuration.proxy or _proxy(self._host),
+            "proxy_headers": configuration.proxy_headers,
+            "server_hostname": configuration.tls_server_name or None,
+        }
+        context = RESTClientObject(configuration).ssl_context
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=context),
+            headers={"Accept": "application/json", "User-Agent": "gpubatch-operator"},
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT),
+            read_bufsize=LINE,
+        )
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, before_write: Callable[[], None] = lambda: None) -> Client:
@@ -50,12 +71,11 @@ class Client:
             config.load_incluster_config(client_configuration=configuration)
         else:
             await config.load_kube_config(kubeconfig, client_configuration=configuration)
-        configuration.connection_pool_maxsize = 64
-        return cls(k8s.ApiClient(configuration), before_write)
+        return cls(configuration, before_write)
 
     async def close(self) -> None:
         """Close the pool."""
-        await self._api.close()
+        await self._session.close()
 
     async def request(
         self,
@@ -70,29 +90,24 @@ class Client:
         Raises:
             ApiError: Any status but 2xx; status 0 if the server wasn't reached.
         """
-        headers = {"Accept": "application/json"}
+        headers = await self._headers()
         if body is not None:
             headers["Content-Type"] = content_type
         if method != "GET":
             self._before_write()
             API_WRITES.labels(method, _resource(path)).inc()
-        request = await self._api.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
+        content = orjson.dumps(body) if body is not None else None
         try:
-            response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
-            await response.read()
+            async with self._session.request(
+                method, self._url(path, query), data=content, headers=headers, **self._options
+            ) as response:
+                raw = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
             raise ApiError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
         try:
-            data = json.loads(response.data) if response.data else {}
+            data = orjson.loads(raw) if raw else {}
         except ValueError:  # from something between us and the API server
-            data = {"message": response.data[:200].decode(errors="replace")}
+            data = {"message": raw[:200].decode(errors="replace")}
         if not 200 <= response.status < 300:
             raise ApiError(response.status, data.get("reason", ""), data.get("message", ""))
         return data if isinstance(data, dict) else {}
@@ -103,19 +118,25 @@ class Client:
         Raises:
             ApiError: As in `request`.
         """
-        headers = {"Accept": "application/json"}
-        request = await self._api.param_serialize(
-            "GET", path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
-        )
+        timeout, headers = aiohttp.ClientTimeout(total=seconds), await self._headers()
         try:
-            answer = (await self._api.call_api(*request, _request_timeout=seconds)).response
-            async with answer:
+            async with self._session.get(
+                self._url(path, query), timeout=timeout, headers=headers, **self._options
+            ) as answer:
                 if answer.status != 200:
                     raise ApiError(answer.status, answer.reason or "", (await answer.text())[:200])
                 async for line in answer.content:
                     yield line
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as e:  # ValueError: a line without end
             raise ApiError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+
+    async def _headers(self) -> dict[str, str]:
+        """With the token, which may have been renewed."""
+        token = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return {"Authorization": token} if token else {}
+
+    def _url(self, path: str, query: dict[str, Any] | None) -> URL:
+        return URL(f"{self._host}{path}?{urlencode(query)}" if query else self._host + path, encoded=True)
 
     async def get(self, path: str) -> JSON:
         """Read one object."""
@@ -126,13 +147,25 @@ class Client:
         items: list[JSON] = []
         token = ""
         while True:
-            page = await self.request(
-                "GET", path, query={**query, "limit": PAGE, **({"continue": token} if token else {})}
-            )
+            page = await self._page(path, query, token)
             items += page.get("items") or []
             token = page["metadata"].get("continue", "")
             if not token:
                 return items, page["metadata"]["resourceVersion"]
+
+    async def pages(self, path: str, **query: Any) -> AsyncIterator[Objects]:
+        """All objects of a collection, a page at a time."""
+        token = ""
+        while True:
+            page = await self._page(path, query, token)
+            token = page["metadata"].get("continue", "")
+            yield page.pop("items", None) or []
+            if not token:
+                return
+
+    async def _page(self, path: str, query: dict[str, Any], token: str) -> JSON:
+        more = {"continue": token} if token else {}
+        return await self.request("GET", path, query={**query, "limit": PAGE, **more})
 
     async def create(self, path: str, body: JSON) -> JSON:
         """Create an object."""
@@ -149,6 +182,12 @@ class Client:
         except ApiError as e:
             if e.status not in (404, 409):
                 raise
+
+
+def _proxy(host: str) -> str | None:
+    """As the environment says, read once."""
+    parts = urlsplit(host)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _resource(path: str) -> str:

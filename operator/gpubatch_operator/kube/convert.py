@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from gpubatch_operator.api.spec import JobSpec
@@ -50,7 +52,7 @@ def job_of(raw: JSON) -> Job:
         pydantic.ValidationError: The spec isn't what the CRD allows (stored under another version of it).
     """
     meta, status = raw["metadata"], raw.get("status") or {}
-    spec = JobSpec.model_validate(raw.get("spec") or {})
+    spec = spec_of(raw.get("spec") or {})
     created = seconds(meta["creationTimestamp"])
     queued_at = seconds(status["queuedAt"]) if "queuedAt" in status else created
     ticket = int(status.get("queueTicket") or meta["resourceVersion"])
@@ -84,6 +86,20 @@ def job_of(raw: JSON) -> Job:
         privileges=asked_for(raw.get("spec") or {}),
         extra_gpus=extra_gpus(raw.get("spec") or {}, spec.gpu_resource),
     )
+
+
+def spec_of(raw: JSON) -> JobSpec:
+    """A job's spec. A job comes by many times in its life, and many jobs look alike: each spec is parsed once.
+
+    Raises:
+        pydantic.ValidationError: It isn't what the CRD allows.
+    """
+    return _parsed(orjson.dumps(raw))
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: bytes) -> JobSpec:
+    return JobSpec.model_validate(orjson.loads(text))
 
 
 def shape_of(spec: JobSpec) -> Shape:

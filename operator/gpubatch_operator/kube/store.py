@@ -19,6 +19,7 @@ from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Snapshot
 from gpubatch_operator.core.phases import ACTIVE, FINISHED
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube import convert
+from gpubatch_operator.kube.manifests import Manifests
 from gpubatch_operator.kube.pods import pod_name
 
 JSON = dict[str, Any]
@@ -33,7 +34,7 @@ class Store:
     def __init__(self, slots_per_node: int) -> None:
         self._slots_per_node = slots_per_node
         self.jobs: dict[str, Job] = {}
-        self.raw: dict[str, JSON] = {}
+        self.raw = Manifests()
         self.waiting: dict[str, Job] = {}
         self.active: dict[str, Job] = {}
         self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
@@ -60,7 +61,8 @@ class Store:
             log.error("a stored job can't be read and is left alone: %s: %s", raw["metadata"]["name"], e)
             return
         old = self.jobs.get(uid)
-        self.jobs[uid], self.raw[uid] = job, raw
+        self.jobs[uid] = job
+        self.raw.put(raw)
         self._place(job)
         if job.phase in FINISHED and (old is None or old.phase not in FINISHED):
             self.finished.append(job)
@@ -72,7 +74,7 @@ class Store:
         """A job that is deleted; its pods may live on for their grace period."""
         self._bury(uid)
         self.jobs.pop(uid, None)
-        self.raw.pop(uid, None)
+        self.raw.drop(uid)
         self.waiting.pop(uid, None)
         self.active.pop(uid, None)
         self.deliverable.discard(uid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -17,6 +18,7 @@ from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.store import Store
 
+JSON = dict[str, Any]
 JOBS = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 PODS = "/api/v1/pods"
 NODES = "/api/v1/nodes"
@@ -54,9 +56,43 @@ def registry(store: Store) -> kopf.OperatorRegistry:
     return handlers
 
 
+class _NoDiff(kopf.DiffBaseStorage):
+    """Kopf compares nothing for us: what each version of an object was is neither kept nor built."""
+
+    def build(self, **_: Any) -> Any:
+        return None
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Our handlers have no progress that would have to be kept in the objects."""
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
 def kopf_settings() -> kopf.OperatorSettings:
-    """Kopf without its writes, and watching only our own pods."""
+    """Kopf without its writes and without what would only prepare them, and watching only our own pods."""
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiff()
+    settings.persistence.progress_storage = _NoProgress()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
@@ -77,20 +113,24 @@ async def resync(client: Client, store: Store) -> None:
     """
     # Only what was held before the lists were made can be missing from them because it is deleted.
     held = set(store.jobs), set(store.pods), set(store.nodes)
-    (jobs, _), (pods, _), (nodes, _) = await asyncio.gather(
-        client.list(JOBS), client.list(PODS, labelSelector=convert.JOB_UID), client.list(NODES)
-    )
-    for node in nodes:
-        store.put_node(node)
-    for pod in pods:
-        store.put_pod(pod)
-    for job in jobs:
-        store.put_job(job)
-    for uid in held[0] - {j["metadata"]["uid"] for j in jobs}:
+
+    async def listed(path: str, put: Callable[[JSON], None], key: str, **query: str) -> set[str]:
+        names: set[str] = set()
+        async for page in client.pages(path, **query):  # and not all of ten thousand at once
+            for raw in page:
+                put(raw)
+            names.update(raw["metadata"][key] for raw in page)
+        return names
+
+    # Pods before jobs, and both before anything is decided: a job whose pod isn't known looks lost.
+    nodes = await listed(NODES, store.put_node, "name")
+    pods = await listed(PODS, store.put_pod, "uid", labelSelector=convert.JOB_UID)
+    jobs = await listed(JOBS, store.put_job, "uid")
+    for uid in held[0] - jobs:
         store.drop_job(uid)
-    for uid in held[1] - {p["metadata"]["uid"] for p in pods}:
+    for uid in held[1] - pods:
         store.lose_pod(uid)
-    for name in held[2] - {n["metadata"]["name"] for n in nodes}:
+    for name in held[2] - nodes:
         store.drop_node(name)
 
 

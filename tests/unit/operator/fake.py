@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 from gpubatch_operator.core.clock import iso
@@ -130,9 +131,9 @@ class Cluster:
             raise self._missing(path)
         return copy.deepcopy(there[name])
 
-    async def list(self, path: str, **_: Any) -> tuple[list[JSON], str]:
+    async def pages(self, path: str, **_: Any) -> AsyncIterator[list[JSON]]:
         items = {JOBS: self.jobs, PODS: self.pods, NODES: self.nodes}[path]
-        return copy.deepcopy(list(items.values())), str(self._version)
+        yield copy.deepcopy(list(items.values()))
 
     async def create(self, path: str, body: JSON) -> JSON:
         return self._write(lambda: self._create_pod(copy.deepcopy(body)))
