@@ -42,7 +42,10 @@ async def serve(settings: config.Settings) -> None:
     instance, namespace = settings.instance or "gpubatch", settings.namespace or own_namespace()
     terms = Terms(settings.lease_duration_seconds, settings.lease_renew_seconds, settings.lease_retry_seconds)
     elector = Elector(await Client.connect(), namespace, instance, settings.replica or random_name(), terms)
-    client, store = await Client.connect(before_write=elector.check), Store(settings.slots_per_node)
+    client, store = (
+        await Client.connect(before_write=elector.check),
+        Store(settings.slots_per_node, settings.queue_limits()),
+    )
     not_ready = "the first list of jobs, pods and nodes isn't complete"
     watching = asyncio.Event()
 
@@ -52,7 +55,7 @@ async def serve(settings: config.Settings) -> None:
         return {
             "reconciler": reconciler.run(),
             "publisher": Publisher(client, store, reconciler).run(),
-            "progress": progress.poll(store, settings.progress_seconds),
+            "progress": progress.poll(store, settings.progress_seconds, settings.unresponsive_seconds),
             "notifier": Notifier(client, store, settings, events).run(),
         }
 

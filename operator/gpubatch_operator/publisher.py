@@ -57,10 +57,13 @@ class Publisher:
         active, nodes = list(self._store.active.values()), list(self._store.nodes.values())
         estimates = await asyncio.to_thread(replay, queue, active, nodes, self._durations, now)
         blockers = publish.Blockers(nodes)
+        shares = publish.Shares(self._reconciler.policy.max_slots, self._store.active_in)
         gate = asyncio.Semaphore(PARALLEL)
 
         def why(job: Job) -> tuple[Reason, str]:
-            return publish.backoff(job) if job.not_before > now else blockers.of(job.shape)
+            if job.not_before > now:
+                return publish.backoff(job)
+            return shares.of(job.namespace) or blockers.of(job.shape)
 
         async def write(job: Job, position: int | None) -> None:
             status, estimate = copy.deepcopy(dict(job.status)), estimates.get(job.uid)

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from gpubatch_operator import metrics
 from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
 from gpubatch_operator.api.spec import JobSpec
-from gpubatch_operator.core import lifecycle
+from gpubatch_operator.core import actions, lifecycle, running
 from gpubatch_operator.core.model import Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.order import RANK
-from gpubatch_operator.core.phases import FINISHED, Phase
+from gpubatch_operator.core.phases import ACTIVE, FINISHED, WAITING, Phase
 from gpubatch_operator.core.placement import misfit
-from gpubatch_operator.core.plan import Admission, Plan, plan
+from gpubatch_operator.core.plan import ANY_NODE, Admission, Plan, plan
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.trouble import Limits
 from gpubatch_operator.kube import convert, pods
@@ -31,10 +31,23 @@ from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.settings import Settings
+from gpubatch_operator.timers import Timers
+from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
 T = TypeVar("T")
 PARALLEL = 32  # requests to the API server at a time; the client's pool has room for the others' too
+SAYS_WHY = {
+    Phase.QUEUED: "Admitted",
+    Phase.SUCCEEDED: "Complete",
+    Phase.FAILED: "Failed",
+    Phase.CANCELLED: "Failed",
+}
+"""The condition whose message tells why a job came into a phase; else `pending` does."""
+
+ALARMS = frozenset({"Unresponsive", "TTLIgnored"})
+"""Conditions that are worth an Event of their own when they become true."""
+
 TICK = 5.0  # time alone changes some answers: patience runs out
 
 log = logging.getLogger(__name__)
@@ -43,6 +56,11 @@ log = logging.getLogger(__name__)
 def job_path(job: Job) -> str:
     """Where a job's status is written."""
     return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{PLURAL}/{job.name}/status"
+
+
+def pod_path(pod: Pod) -> str:
+    """Where a pod is."""
+    return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
 
 
 def difference(old: Any, new: Any) -> Any:
@@ -90,8 +108,11 @@ class Reconciler:
             engine_restarts=settings.engine_restarts,
             runner_restarts=settings.runner_restarts,
             allow_privileged_pods=settings.allow_privileged_pods,
+            scale_up_seconds=settings.scale_up_seconds,
+            stop_seconds=settings.stop_seconds,
         )
-        self._retry_at: dict[str, float] = {}
+        self.policy = settings.policy()
+        self._timers = Timers()
         self._failures: dict[str, int] = {}
         self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
@@ -111,23 +132,29 @@ class Reconciler:
     async def round(self) -> None:
         """Advance what was touched, then plan and admit."""
         now = time.time()
-        due = {uid for uid, at in self._retry_at.items() if at <= now}
-        for uid in due:
-            del self._retry_at[uid]
-        touched = self._store.take_dirty() | due
+        touched = self._store.take_dirty() | self._timers.take(now)
         # Who fails again and again is not tried before its time, whatever happens to it meanwhile.
-        touched -= {uid for uid in self._failures if self._retry_at.get(uid, 0.0) > now}
-        await self._each(touched, self._advance, str)
+        touched -= {uid for uid in self._failures if (self._timers.get(uid) or 0.0) > now}
+        await self._each(self._in_order(touched), self._advance, str)
+        await self._each([j.uid for j in self._store.take_held()], self._advance, str)
         await self._inspect_some()
         with metrics.PLAN_SECONDS.time():
-            self.last_plan = plan(self._store.snapshot(time.time()))
+            self.last_plan = plan(self._store.snapshot(time.time()), self.policy)
         metrics.PENDING.set(len(self.last_plan.queue))
         metrics.ACTIVE.set(len(self._store.active))
         await self._each(self.last_plan.admissions, self._admit, lambda a: a.job.uid)
 
+    def _in_order(self, touched: set[str]) -> list[str]:
+        """Who may enter the queue comes first, in the queue's order: there may not be room for all."""
+        jobs = self._store.jobs
+        entrants = [j for uid in touched if (j := jobs.get(uid)) and j.phase not in WAITING and j.phase not in ACTIVE]
+        entrants.sort(key=RANK)
+        first = [j.uid for j in entrants]
+        return first + list(touched.difference(first))
+
     def _pause(self) -> float:
-        next_retry = min(self._retry_at.values(), default=time.time() + TICK)
-        return max(0.01, min(TICK, next_retry - time.time()))
+        at = self._timers.next()
+        return TICK if at is None else max(0.01, min(TICK, at - time.time()))
 
     async def _each(self, items: Iterable[T], do: Callable[[T], Awaitable[None]], uid: Callable[[T], str]) -> None:
         """Do it for all, `PARALLEL` at a time; who fails is tried again later and later."""
@@ -147,7 +174,7 @@ class Reconciler:
                 raise result
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(30.0, 0.25 * 2 ** min(count, 8))
-            self._retry_at[key] = time.time() + delay
+            self._timers.put(key, time.time() + delay)
             unforeseen = None if isinstance(result, ApiError) else result
             log.warning("will be tried again in %.1f s: %s: %s", delay, key, result, exc_info=unforeseen)
 
@@ -165,11 +192,20 @@ class Reconciler:
                     store.forget_pod(pod)
             return
         report = self._report(job, family)
-        step = lifecycle.advance(job, family, report, time.time(), self._limits, self._node_fits(job))
+        silent = next((since for p in family if (since := store.silent.get(p.uid)) is not None), None)
+        fits = self._node_fits(job)
+        step = lifecycle.advance(job, family, report, time.time(), self._limits, fits, silent, store.gate)
         if step.retry_at is not None and step.retry_at < float("inf"):
-            self._retry_at[uid] = max(step.retry_at, time.time() + 0.05)
-        if not await write_status(self._client, store, job, step.status):
-            return
+            self._timers.put(uid, max(step.retry_at, time.time() + 0.05))
+        enters = job.phase not in WAITING and Phase(step.status["phase"]) in WAITING
+        if enters:  # before anybody else looks at the gate
+            store.gate.enter(job, job.requests)
+        try:
+            if not await write_status(self._client, store, job, step.status):
+                return
+        finally:
+            if enters:
+                store.recount(uid)
         self._announce(job, step.status)
         for pod in family:
             if pod.gone:
@@ -182,6 +218,8 @@ class Reconciler:
         return next((self._store.reports.get(p.uid) for p in family if p.kind == "run" and p.attempt == number), None)
 
     def _node_fits(self, job: Job) -> bool:
+        if job.attempt is not None and job.attempt.node == ANY_NODE:
+            return True
         node = self._store.nodes.get(job.attempt.node) if job.attempt else None
         return node is not None and misfit(job.shape, node) is None
 
@@ -194,18 +232,20 @@ class Reconciler:
         metrics.ADMISSIONS.inc()
         self._announce(job, status)
         attempt = Attempt(job.attempts + 1, admission.node, admission.slot, name, None, now, AttemptState.ACTIVE)
-        await self._act(job, lifecycle.Run(attempt))
+        await self._act(job, actions.Run(attempt))
 
     def _announce(self, job: Job, status: JSON) -> None:
         """An Event, a log line and a count, once per change of phase."""
-        phase = Phase(status["phase"])
+        phase, conditions = Phase(status["phase"]), {c["type"]: c for c in status.get("conditions", [])}
+        before = {c["type"] for c in job.status.get("conditions", []) if c["status"] == "True"}
+        for alarm in ALARMS - before & conditions.keys():
+            if conditions[alarm]["status"] == "True":
+                self._events.record(job, alarm, conditions[alarm]["message"], warning=True)
         if phase is job.phase:
             return
-        condition = next((c for c in status.get("conditions", []) if c["type"] == phase.value), None)
-        if phase is Phase.SUCCEEDED:
-            condition = next((c for c in status["conditions"] if c["type"] == "Complete"), None)
+        condition = conditions.get(SAYS_WHY.get(phase, ""))
         message = condition["message"] if condition else status.get("pending", {}).get("message", "")
-        where = f" on {status['nodeName']}" if phase is Phase.STARTING else ""
+        where = f" on {status.get('nodeName', 'a node to come')}" if phase is Phase.STARTING else ""
         note = f"{phase.value}{where}" + (f": {message}" if message else "")
         self._events.record(job, phase.value, note, warning=phase is Phase.FAILED)
         log.info("%s: %s", phase.value, message, extra={"job": f"{job.namespace}/{job.name}", "uid": job.uid})
@@ -214,20 +254,24 @@ class Reconciler:
 
     # --- actions
 
-    async def _act(self, job: Job | None, action: lifecycle.Action) -> None:
+    async def _act(self, job: Job | None, action: actions.Action) -> None:
         match action:
-            case lifecycle.Inspect():
+            case actions.Inspect():
                 assert job is not None
                 self._to_inspect.add(job.uid)
-            case lifecycle.Run(attempt):
+            case actions.Run(attempt):
                 assert job is not None
-                await self._create(
-                    job, pods.runner_pod(self._store.raw[job.uid], self._spec(job), attempt, self._settings)
-                )
-            case lifecycle.Remove(pod):
-                await self._client.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", pod.uid)
-            case lifecycle.Release(pod):
+                raw, end = self._store.raw[job.uid], running.deadline(job, attempt)
+                await self._create(job, pods.runner_pod(raw, self._spec(job), attempt, self._settings, end))
+            case actions.Stop(pod, reason):
+                await self._ask_to_stop(pod, reason)
+            case actions.Remove(pod):
+                await self._client.delete(pod_path(pod), pod.uid)
+            case actions.Release(pod):
                 await self._release(pod)
+            case actions.Expire():
+                assert job is not None
+                await self._client.delete(job_path(job).removesuffix("/status"), job.uid)
 
     async def _inspect_some(self) -> None:
         """Inspect pods for the first in order, as many as may run at a time."""
@@ -290,8 +334,16 @@ class Reconciler:
             self._announce(current, status)
         return current.phase is Phase.VALIDATING if quota else not final
 
+    async def _ask_to_stop(self, pod: Pod, reason: str) -> None:
+        body = {"metadata": {"uid": pod.uid, "annotations": {STOP_ANNOTATION: reason}}}
+        try:
+            self._store.put_pod(await self._client.patch(pod_path(pod), body))
+        except ApiError as e:
+            if e.status not in (404, 409):  # it is gone, or another one has its name
+                raise
+
     async def _release(self, pod: Pod) -> None:
-        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+        path = pod_path(pod)
         try:
             raw = await self._client.get(path)
             if raw["metadata"]["uid"] != pod.uid:

@@ -15,6 +15,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from gpubatch_operator.core import limits
+from gpubatch_operator.core.model import Aging, Policy
+
 
 class SettingsError(Exception):
     """A setting has a value that can't be used; the message names its environment variable."""
@@ -90,6 +93,28 @@ class Settings(BaseModel):
         ge=1,
         description="A runner pod that kube-scheduler can't place for so long gives its slot up; the job waits again.",
     )
+    scale_up_pods: int = Field(
+        default=1,
+        ge=0,
+        description="Jobs at a time that fit no node there is and get their pod nevertheless, so that an autoscaler "
+        "makes a node for it; 0 where there is none.",
+    )
+    scale_up_seconds: float = Field(
+        default=900, ge=1, description="If no node has come for such a pod after so long, another job gets the chance."
+    )
+    stop_seconds: float = Field(
+        default=60,
+        ge=1,
+        description="A runner that was asked to stop has so long to save and end by itself; then its pod is deleted.",
+    )
+    unresponsive_seconds: float = Field(
+        default=60, ge=1, description="A runner that hasn't answered for so long is reported as Unresponsive."
+    )
+    aging_step: int = Field(
+        default=0, ge=0, le=1000, description="By how much waiting raises a job's priority each time; 0: it doesn't."
+    )
+    aging_interval_seconds: float = Field(default=3600, ge=1, description="How often waiting raises it.")
+    aging_cap: int = Field(default=1, ge=0, le=2000, description="By how much it may be raised in all.")
     runner_memory: str = Field(
         default="1Gi", pattern=r"^[0-9]+(Mi|Gi)$", description="Memory limit of the runner's container."
     )
@@ -175,6 +200,19 @@ class Settings(BaseModel):
                 f"must hold, they are {given}"
             )
         return self
+
+    def queue_limits(self) -> limits.QueueLimits:
+        """What may wait at a time, as the core sees it."""
+        caps = {name: limits.NamespaceCaps(**c.model_dump()) for name, c in self.namespace_caps.items()}
+        return limits.QueueLimits(self.max_queue_depth, self.max_total_queued_requests, caps)
+
+    def policy(self) -> Policy:
+        """What the planner has to heed."""
+        return Policy(
+            aging=Aging(self.aging_step, self.aging_interval_seconds, self.aging_cap),
+            scale_up=self.scale_up_pods,
+            max_slots={n: c.max_slots for n, c in self.namespace_caps.items() if c.max_slots is not None},
+        )
 
     def caps(self, namespace: str) -> NamespaceCaps:
         """What is allowed to this namespace: its own entry, else that of `*`, else anything."""

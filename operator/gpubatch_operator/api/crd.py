@@ -31,8 +31,15 @@ FROZEN_ONCE_ADMITTED = (
     "tolerations",
     "serviceAccountName",
     "imagePullSecrets",
+    "activeDeadlineSeconds",  # the runner was told at its start when to stop
+    "completionWindowSeconds",
 )
-ADMITTED = "has(oldSelf.status) && has(oldSelf.status.phase) && !(oldSelf.status.phase in ['Validating', 'Queued'])"
+PHASE = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase"
+ADMITTED = f"{PHASE} in ['Starting', 'Running', 'Succeeded', 'Failed', 'Cancelled']"
+RUNS = f"{PHASE} in ['Starting', 'Running']"
+NEW_RUN = "has(self.spec.runId) && (!has(oldSelf.spec.runId) || self.spec.runId != oldSelf.spec.runId)"
+RUN_AGAIN = f"{PHASE} in ['Succeeded', 'Failed', 'Cancelled'] && {NEW_RUN}"
+CANCELLED = "has({0}.spec.cancel) && {0}.spec.cancel"
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -94,15 +101,39 @@ def schema_of(model: type[JobSpec] | type[JobStatus]) -> dict[str, Any]:
     return structural(schema, schema.get("$defs", {}))
 
 
+def _unchanged(field: str) -> str:
+    """CEL: a field of spec is as it was."""
+    return (
+        f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
+        f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))"
+    )
+
+
 def crd() -> dict[str, Any]:
     """The whole CustomResourceDefinition."""
-    frozen = [
+    transitions = [
         rule(
-            f"!({ADMITTED}) || (has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
-            f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))",
-            f"spec.{field} can't be changed once the job has been admitted",
+            f"!({ADMITTED}) || ({RUN_AGAIN}) || {_unchanged(field)}",
+            f"spec.{field} can't be changed once the job has been admitted, unless a new runId runs it again",
         )
         for field in FROZEN_ONCE_ADMITTED
+    ] + [
+        rule(
+            f"({RUN_AGAIN}) || {_unchanged('inference')}",
+            "spec.inference can't be changed; when the job has finished it can, together with a new runId",
+        ),
+        rule(
+            f"!({RUNS}) || {_unchanged('runId')}",
+            "spec.runId can't be changed while the job runs; wait for its end, or cancel it",
+        ),
+        rule(
+            f"!({CANCELLED.format('oldSelf')}) || ({CANCELLED.format('self')}) || ({RUN_AGAIN})",
+            "spec.cancel can't be taken back; when the job has ended, a new runId without it runs the job again",
+        ),
+        rule(
+            f"!({RUN_AGAIN}) || !({CANCELLED.format('self')})",
+            "spec.cancel must be removed to run the job again with a new runId",
+        ),
     ]
     version = {
         "name": VERSION,
@@ -127,7 +158,7 @@ def crd() -> dict[str, Any]:
                     "spec": schema_of(JobSpec),
                     "status": schema_of(JobStatus),
                 },
-                "x-kubernetes-validations": frozen,
+                "x-kubernetes-validations": transitions,
             }
         },
     }

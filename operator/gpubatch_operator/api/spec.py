@@ -15,8 +15,11 @@ from pydantic.config import JsonDict
 NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
+RUN_ID = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 Text = Annotated[str, Field(max_length=1024)]
+Duration = Annotated[int, Field(ge=1, le=31_536_000)]
 
 
 def rule(expression: str, message: str) -> JsonDict:
@@ -386,8 +389,8 @@ class Webhook(ApiModel):
     url: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^https?://[^/]+(/.*)?$")] = Field(
         description="Receives a POST in the form of Standard Webhooks."
     )
-    events: Annotated[list[Literal["succeeded", "failed"]], Field(min_length=1, max_length=2)] = Field(
-        default=["succeeded", "failed"], description="Which events to send."
+    events: Annotated[list[Literal["succeeded", "failed", "cancelled"]], Field(min_length=1, max_length=3)] = Field(
+        default=["succeeded", "failed", "cancelled"], description="Which events to send."
     )
     secret_name: Name | None = Field(
         default=None,
@@ -404,13 +407,8 @@ class JobSpec(ApiModel):
             "x-kubernetes-validations": [
                 rule("has(self.inference) != has(self.template)", "set exactly one of inference and template"),
                 rule(
-                    "has(self.inference) == has(oldSelf.inference) && "
-                    "(!has(self.inference) || self.inference == oldSelf.inference)",
-                    "inference can't be changed; delete the job and create a new one",
-                ),
-                rule(
-                    "has(self.template) == has(oldSelf.template)",
-                    "template can't be added or removed; delete the job and create a new one",
+                    "has(self.inference) == has(oldSelf.inference) && has(self.template) == has(oldSelf.template)",
+                    "inference and template can't be added or removed; delete the job and create a new one",
                 ),
             ]
         }
@@ -418,6 +416,41 @@ class JobSpec(ApiModel):
 
     priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=0, description="Higher runs first: -1 low, 0 normal, 1 high; any integer from -1000 to 1000."
+    )
+    suspend: bool = Field(
+        default=False,
+        description="true: the job leaves the queue, or gives its slot up after saving what it has. false again: it "
+        "waits at the place that its creation gives it, and goes on from what was saved.",
+    )
+    cancel: bool = Field(
+        default=False,
+        description="true: the job ends as Cancelled; what was answered until then is kept. It can't be taken back, "
+        "but a new runId runs the job again.",
+    )
+    run_id: Annotated[str, Field(min_length=1, max_length=63, pattern=RUN_ID)] | None = Field(
+        default=None,
+        description="A new value runs a finished job again, in place, as if it had been created anew. With it, all "
+        "other fields may change too.",
+    )
+    backoff_limit: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=0,
+        description="How often a failed attempt is tried again, after 10, 20, 40... seconds. Attempts that the cluster "
+        "lost don't count.",
+    )
+    active_deadline_seconds: Duration | None = Field(
+        default=None, description="The job fails when its attempts have run for so long together."
+    )
+    queue_deadline_seconds: Duration | None = Field(
+        default=None, description="The job fails when it has waited for so long without ever running."
+    )
+    completion_window_seconds: Duration | None = Field(
+        default=None,
+        description="The job fails when it hasn't finished so long after its creation; what was answered until then "
+        "is kept.",
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
+        default=None,
+        description="The job is deleted so long after its end; one that Argo CD or Flux tracks is not. Default: never.",
     )
     gpus: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="GPUs of one node that the job needs.")
     gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=QUALIFIED_NAME)] = Field(
@@ -435,7 +468,7 @@ class JobSpec(ApiModel):
     image_pull_secrets: Annotated[list[LocalObject], Field(max_length=16)] = Field(
         default=[], description="Secrets for pulling the job's images."
     )
-    estimated_duration_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+    estimated_duration_seconds: Duration | None = Field(
         default=None, description="How long the job will run, if you know; used for estimates until we know better."
     )
     inference: Inference | None = Field(default=None, description="A batch of requests for an inference engine.")

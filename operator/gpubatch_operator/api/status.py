@@ -66,13 +66,17 @@ class Attempt(ApiModel):
     """One run of the job in one runner pod."""
 
     number: int
-    node: Annotated[str, Field(max_length=253)]
+    node: Annotated[str, Field(max_length=253)] = Field(description="Empty: whichever node an autoscaler adds.")
     slot: int
     pod_name: Annotated[str, Field(max_length=63)]
     pod_uid: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Set when the pod was seen.")
     start_time: Time
     end_time: Time | None = None
-    state: Literal["Active", "Stopping", "Succeeded", "Failed", "Lost"]
+    stop_time: Time | None = Field(default=None, description="When it was asked to stop.")
+    state: Literal["Active", "Stopping", "Succeeded", "Failed", "Lost", "Stopped"] = Field(
+        description="Failed is the job's fault and counts against backoffLimit; Lost is the cluster's and doesn't; "
+        "Stopped is its user's wish."
+    )
     reason: Annotated[str, Field(max_length=256)] | None = None
     message: Message | None = None
 
@@ -145,9 +149,18 @@ class JobStatus(ApiModel):
             max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
     ] = Field(default=[], description="Complete and Failed as in batch/v1, and others; for machines.")
+    run_id: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="The spec.runId of the run that status speaks of."
+    )
     queued_at: Time | None = Field(default=None, description="Since when the job is in the queue's order.")
     queue_ticket: Annotated[str, Field(max_length=32)] | None = Field(
         default=None, description="Order among jobs of the same second: the object's resourceVersion at first sight."
+    )
+    waiting_since: Time | None = Field(
+        default=None, description="When the job last came into the queue; queueDeadlineSeconds counts from here."
+    )
+    effective_priority: int | None = Field(
+        default=None, description="If the namespace isn't allowed the spec's priority: the one that counts."
     )
     queue_position: int | None = Field(default=None, description="0 running, 1 next.")
     estimated_start_time: Time | None = Field(default=None, description="Median estimate.")
@@ -159,7 +172,13 @@ class JobStatus(ApiModel):
     )
     node_name: Annotated[str, Field(max_length=253)] | None = None
     pod_name: Annotated[str, Field(max_length=63)] | None = None
+    first_start_time: Time | None = Field(default=None, description="When the run's first attempt got its slot.")
     start_time: Time | None = Field(default=None, description="When the last attempt got its slot.")
+    active_seconds: float | None = Field(
+        default=None, description="For how long the run's ended attempts held their slots."
+    )
+    failed_attempts: int | None = Field(default=None, description="Of this run; counts against backoffLimit.")
+    lost_attempts: int | None = Field(default=None, description="Of this run; ten fail the job.")
     completion_time: Time | None = None
     progress: Progress | None = None
     results: Results | None = None

@@ -60,8 +60,9 @@ class AttemptState(StrEnum):
     ACTIVE = "Active"
     STOPPING = "Stopping"  # we have decided to end it, and `reason` says why; its pod still has to go
     SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
+    FAILED = "Failed"  # the job's fault: it counts against `backoffLimit`
     LOST = "Lost"  # the cluster's fault, not the job's: it goes back into the queue
+    STOPPED = "Stopped"  # its user suspended or cancelled the job
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Attempt:
     """One run of a job in one pod, as recorded in status before the pod is created."""
 
     number: int
-    node: str
+    node: str  # empty: any that comes, see `Snapshot.floating`
     slot: int
     pod_name: str
     pod_uid: str | None
@@ -77,6 +78,22 @@ class Attempt:
     state: AttemptState
     reason: str | None = None
     message: str | None = None
+    stopping_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a job's user wants of its life, as in spec; durations in seconds."""
+
+    suspend: bool = False
+    cancel: bool = False
+    run_id: str | None = None
+    backoff_limit: int = 0
+    active_deadline: float | None = None  # of running, over all attempts of a run
+    queue_deadline: float | None = None  # of waiting for the first attempt
+    completion_window: float | None = None  # from `queuedAt` to the end
+    ttl: float | None = None  # from the end to the deletion
+    tracked_by: str | None = None  # the annotation or label of a GitOps tool that would create it anew if deleted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,10 +123,17 @@ class Job:
     attempts: int  # the number of the newest
     status: Mapping[str, Any] = field(repr=False)
     rank: tuple[int, float, int, str] = field(repr=False, default=(0, 0.0, 0, ""))
-    not_before: float = 0.0  # in back-off until then, after attempts that were lost
+    not_before: float = 0.0  # in back-off until then, after attempts that were lost or failed
+    avoid: tuple[tuple[str, float], ...] = ()  # nodes that couldn't take it lately, each until when
     deleting: bool = False
     privileges: tuple[str, ...] = ()  # what its pod asks for and only some operators allow, each with its field's path
     extra_gpus: tuple[str, ...] = ()  # fields that ask for GPUs beside those of the job
+    wishes: Wishes = Wishes()
+    run_id: str | None = None  # the run that status speaks of
+    waiting_since: float = 0.0  # when it last came into the queue
+    began: bool = False  # this run has had an attempt
+    validated: bool = False  # its input was found to be valid
+    active_seconds: float = 0.0  # that the run's ended attempts held a slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +189,7 @@ class Pod:
     engine_restarts: int
     engine_down: bool  # it has ended and isn't running again yet
     engine_end: tuple[str, str] | None  # reason and message of the engine's last end
+    stop: str | None = None  # why its runner was asked to stop
     ended_at: float | None = None  # when the main container ended
     deleted_at: float | None = None  # when somebody asked for its deletion
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
@@ -203,3 +228,23 @@ class Snapshot:
     nodes: Sequence[Node]
     occupied: Sequence[Occupant]
     now: float = 0.0
+    floating: Sequence[Shape] = ()  # of pods that kube-scheduler will put where it likes, see `scale_up`
+    active_in: Mapping[str, int] = field(default_factory=dict)  # attempts by namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Aging:
+    """Waiting raises the priority by `step` each `interval` seconds, up to `cap`; off while `step` is 0."""
+
+    step: int = 0
+    interval: float = 3600.0
+    cap: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an administrator decides about the plan."""
+
+    aging: Aging = Aging()
+    scale_up: int = 0  # pods at a time for jobs that fit no node there is, so that an autoscaler makes one
+    max_slots: Mapping[str, int] = field(default_factory=dict)  # by namespace; `*` for all that aren't named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from gpubatch_operator.core.model import Node, Occupant, Shape, Taint, Toleration
@@ -29,6 +29,8 @@ def misfit(shape: Shape, node: Node) -> str | None:
         return "not ready"
     if node.unschedulable:
         return "cordoned"
+    if not node.slots:
+        return "no slots"
     for key, value in shape.selector:
         if node.labels.get(key) != value:
             return f"label {key} is not {value}"
@@ -71,8 +73,13 @@ class Rooms:
         self._heaps: dict[Shape, list[tuple[int, str]]] = {}
         self.free = sum(len(r.slots) for r in self._rooms.values())
 
-    def take(self, shape: Shape) -> tuple[str, int] | None:
-        """Give away the tightest slot that fits: (node, slot), or None if no free slot fits."""
+    def take(self, shape: Shape, avoid: Collection[str] = ()) -> tuple[str, int] | None:
+        """Give away the tightest slot that fits: (node, slot), or None if no free slot fits.
+
+        Nodes to avoid come after all others.
+        """
+        if avoid and (name := self._elsewhere(shape, avoid)):
+            return self._give(shape, name)
         heap = self._heaps.get(shape)
         if heap is None:
             heap = [
@@ -89,13 +96,29 @@ class Rooms:
             if not room.slots or left < shape.gpus or left != gpus:
                 heapq.heappop(heap)
                 continue
-            slot = room.slots.pop()
-            room.gpus[shape.resource] = left - shape.gpus
-            self.free -= 1
-            if room.slots:
-                self._refresh(room, shape.resource)
-            return name, slot
+            return self._give(shape, name)
         return None
+
+    def _elsewhere(self, shape: Shape, avoid: Collection[str]) -> str | None:
+        """The tightest of the other nodes with a free slot that fits. Few jobs avoid nodes: no heap for them."""
+        fitting = (
+            (left, name)
+            for name, room in self._rooms.items()
+            if room.slots
+            and name not in avoid
+            and (left := room.gpus.get(shape.resource, 0)) >= shape.gpus
+            and misfit(shape, room.node) is None
+        )
+        return min(fitting, default=(0, None))[1]
+
+    def _give(self, shape: Shape, name: str) -> tuple[str, int]:
+        room = self._rooms[name]
+        slot = room.slots.pop()
+        room.gpus[shape.resource] -= shape.gpus
+        self.free -= 1
+        if room.slots:
+            self._refresh(room, shape.resource)
+        return name, slot
 
     def _refresh(self, room: _Room, resource: str) -> None:
         for shape, heap in self._heaps.items():

@@ -6,7 +6,7 @@ always exact; deeper ones, and all estimates, are written when they have moved b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.estimate import Estimate
@@ -66,6 +66,25 @@ class Blockers:
             nodes = "the only matching node is" if count == 1 else f"all {count} matching nodes are"
             return Reason.NODES_BUSY, f"{nodes} busy"
         return Reason.NO_MATCHING_NODE, misfits(shape, self._nodes)
+
+
+class Shares:
+    """Namespaces that hold all the slots that they may have.
+
+    Args:
+        most: By namespace; `*` for all that aren't named.
+        used: By namespace.
+    """
+
+    def __init__(self, most: Mapping[str, int], used: Mapping[str, int]) -> None:
+        self._most, self._used = most, used
+
+    def of(self, namespace: str) -> tuple[Reason, str] | None:
+        """Why a job of this namespace would wait whatever is free, or None."""
+        most = self._most.get(namespace, self._most.get("*"))
+        if most is None or self._used.get(namespace, 0) < most:
+            return None
+        return Reason.NAMESPACE_SLOTS, f"the jobs of namespace {namespace} hold all {most} slots that it may have"
 
 
 def backoff(job: Job) -> tuple[Reason, str]:

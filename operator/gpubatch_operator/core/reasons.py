@@ -19,11 +19,18 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     BACKOFF = "Backoff"
     QUOTA = "Quota"
+    QUEUE_FULL = "QueueFull"
+    NAMESPACE_SLOTS = "NamespaceSlots"
+    SCALING_UP = "ScalingUp"
+    SUSPENDED = "Suspended"
+    STOPPING = "Stopping"
     # what is fine
     VALID = "Valid"
     INVALID_LINES_SKIPPED = "InvalidLinesSkipped"
     ADMITTED = "Admitted"
     SUCCEEDED = "Succeeded"
+    RESUMED = "Resumed"
+    RESPONSIVE = "Responsive"
     # what went wrong
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"
@@ -35,6 +42,12 @@ class Reason(StrEnum):
     POD_FAILED = "PodFailed"
     LOST = "Lost"
     TOO_MANY_LOST_ATTEMPTS = "TooManyLostAttempts"
+    UNRESPONSIVE = "Unresponsive"
+    CANCELLED = "Cancelled"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
+    COMPLETION_WINDOW_EXCEEDED = "CompletionWindowExceeded"
+    TRACKED = "Tracked"
 
 
 NEXT_STEP: dict[Reason, str] = {
@@ -44,6 +57,11 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.UNSCHEDULABLE: "Look at what else holds the node's GPUs or memory, or at the volumes that the job names.",
     Reason.BACKOFF: "Read in status.attempts why its attempts were lost.",
     Reason.QUOTA: "Wait for others of the namespace to end, or ask for more quota.",
+    Reason.QUEUE_FULL: "Wait: it enters by itself, in order, when others have left; or cancel jobs that wait.",
+    Reason.NAMESPACE_SLOTS: "Wait for others of the namespace to end, or ask for more of its share.",
+    Reason.SCALING_UP: "Wait for an autoscaler; without one, compare spec.gpus, spec.nodeSelector and spec.tolerations "
+    "with the nodes' labels, taints and GPUs.",
+    Reason.SUSPENDED: "Set spec.suspend to false to let it go on.",
     Reason.IMAGE_PULL_FAILED: "Check the image's name and tag, and spec.imagePullSecrets.",
     Reason.CONTAINER_NOT_STARTED: "Check the Secrets, ConfigMaps and commands that the job names.",
     Reason.ENGINE_OUT_OF_MEMORY: "Raise spec.inference.engine.resources.limits.memory, or lower the engine's needs.",

@@ -13,6 +13,9 @@ from gpubatch_operator.core.model import JSON, Pod
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
 PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
+WRONG_IMAGE = ("not found", "manifest unknown", "does not exist", "denied", "unauthorized", "authentication required")
+"""What registries say of an image that will not come however long one waits; else the registry itself is in trouble."""
+
 NEVER = float("inf")
 INSPECT_RESTARTS = 3
 
@@ -24,6 +27,8 @@ class Limits:
     image_pull_seconds: float = 300
     start_seconds: float = 60
     unschedulable_seconds: float = 120
+    scale_up_seconds: float = 900
+    stop_seconds: float = 60
     engine_restarts: int = 5
     runner_restarts: int = 10
     allow_privileged_pods: bool = False
@@ -36,6 +41,7 @@ class Trouble:
     reason: Reason
     message: str
     patience: float = 0.0
+    blameless: bool = False  # the cluster's: the attempt is lost, and the job may try elsewhere or later
 
     def show(self, status: JSON, now: float) -> float:
         """Put it into `status.pending`, in place; when patience ends, seconds since the epoch."""
@@ -69,11 +75,16 @@ def trouble_of(pod: Pod, limits: Limits) -> Trouble | None:
         if t.reason == "InvalidImageName":
             return Trouble(Reason.IMAGE_PULL_FAILED, what)
         if t.reason in PULL:
-            return Trouble(Reason.IMAGE_PULL_FAILED, what, limits.image_pull_seconds)
+            blameless = t.reason != "ErrImageNeverPull" and not any(text in t.message for text in WRONG_IMAGE)
+            return Trouble(Reason.IMAGE_PULL_FAILED, what, limits.image_pull_seconds, blameless)
         if t.reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
             return Trouble(Reason.CONTAINER_NOT_STARTED, what, limits.start_seconds)
     if pod.unschedulable and pod.node is None:
         # An inspection holds no slot and may wait, for an autoscaler say; a runner pod has to give its slot up.
-        patience = NEVER if pod.kind == "inspect" else limits.unschedulable_seconds
-        return Trouble(Reason.UNSCHEDULABLE, pod.unschedulable, patience)
+        if pod.kind == "inspect":
+            return Trouble(Reason.UNSCHEDULABLE, pod.unschedulable, NEVER)
+        if pod.target:
+            return Trouble(Reason.UNSCHEDULABLE, pod.unschedulable, limits.unschedulable_seconds, blameless=True)
+        waits = f"its pod waits for a node that an autoscaler adds: {pod.unschedulable}"
+        return Trouble(Reason.SCALING_UP, waits, limits.scale_up_seconds, blameless=True)
     return None

@@ -22,13 +22,15 @@ from gpubatch_operator.core.model import (
     Shape,
     Taint,
     Toleration,
+    Wishes,
     shape,
 )
 from gpubatch_operator.core.order import rank
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.privileges import asked_for, extra_gpus
 from gpubatch_operator.core.progress import ProgressReport
-from gpubatch_runner.contract import Progress
+from gpubatch_operator.core.reasons import Reason
+from gpubatch_runner.contract import STOP_ANNOTATION, Progress
 
 JSON = dict[str, Any]
 
@@ -39,14 +41,27 @@ SLOT = "gpubatch.dev/slot"
 NODE = "gpubatch.dev/node"
 RESOURCE = "gpubatch.dev/gpu-resource"
 GPUS = "gpubatch.dev/gpus"
+SLOTS = "gpubatch.dev/slots"  # on a node: how many
+MAX_SLOTS = 64
 FINALIZER = "gpubatch.dev/outcome"
 RUNNER = "runner"
 ENGINE = "engine"
 SIDECAR = "gpubatch-progress"
 
 
-def job_of(raw: JSON) -> Job:
-    """A `GPUBatchJob`.
+TRACKING = (
+    ("annotations", "argocd.argoproj.io/tracking-id"),
+    ("labels", "argocd.argoproj.io/instance"),
+    ("labels", "kustomize.toolkit.fluxcd.io/name"),
+    ("labels", "helm.toolkit.fluxcd.io/name"),
+    # Argo CD's mark until its version 3, and that of most Helm charts: an upgrade creates anew what it misses.
+    ("labels", "app.kubernetes.io/instance"),
+)
+"""Marks of tools that would create an object again if somebody else deleted it."""
+
+
+def job_of(raw: JSON, max_priority: int | None = None) -> Job:
+    """A `GPUBatchJob`; `max_priority` is the highest that its namespace is allowed.
 
     Raises:
         pydantic.ValidationError: The spec isn't what the CRD allows (stored under another version of it).
@@ -57,6 +72,8 @@ def job_of(raw: JSON) -> Job:
     queued_at = seconds(status["queuedAt"]) if "queuedAt" in status else created
     ticket = int(status.get("queueTicket") or meta["resourceVersion"])
     attempts = status.get("attempts") or []
+    of_run = [a for a in attempts if seconds(a["startTime"]) >= queued_at]
+    priority = spec.priority if max_priority is None else min(spec.priority, max_priority)
     return Job(
         uid=meta["uid"],
         namespace=meta["namespace"],
@@ -64,7 +81,7 @@ def job_of(raw: JSON) -> Job:
         resource_version=meta["resourceVersion"],
         generation=meta.get("generation", 1),
         created=created,
-        priority=spec.priority,
+        priority=priority,
         shape=shape_of(spec),
         inference=spec.inference is not None,
         model=_model(spec),
@@ -80,11 +97,33 @@ def job_of(raw: JSON) -> Job:
         attempt=_attempt(attempts[-1]) if attempts else None,
         attempts=attempts[-1]["number"] if attempts else 0,
         status=status,
-        rank=rank(spec.priority, queued_at, ticket, meta["uid"]),
-        not_before=_not_before(attempts),
+        rank=rank(priority, queued_at, ticket, meta["uid"]),
+        not_before=_not_before(of_run),
+        avoid=_avoid(of_run),
         deleting="deletionTimestamp" in meta,
         privileges=asked_for(raw.get("spec") or {}),
         extra_gpus=extra_gpus(raw.get("spec") or {}, spec.gpu_resource),
+        wishes=_wishes(spec, meta),
+        run_id=status.get("runId"),
+        waiting_since=_maybe_seconds(status.get("waitingSince")) or queued_at,
+        began="firstStartTime" in status,
+        validated="inspection" in status,
+        active_seconds=status.get("activeSeconds", 0.0),
+    )
+
+
+def _wishes(spec: JobSpec, meta: JSON) -> Wishes:
+    marks = (name for part, name in TRACKING if name in (meta.get(part) or {}))
+    return Wishes(
+        suspend=spec.suspend,
+        cancel=spec.cancel,
+        run_id=spec.run_id,
+        backoff_limit=spec.backoff_limit,
+        active_deadline=spec.active_deadline_seconds,
+        queue_deadline=spec.queue_deadline_seconds,
+        completion_window=spec.completion_window_seconds,
+        ttl=spec.ttl_seconds_after_finished,
+        tracked_by=next(marks, None) if spec.ttl_seconds_after_finished is not None else None,
     )
 
 
@@ -117,7 +156,7 @@ def shape_of(spec: JobSpec) -> Shape:
 
 
 def node_of(raw: JSON, slots: int) -> Node:
-    """A node; resources that don't count in whole numbers (CPU, memory) are left out."""
+    """A node, with so many slots unless its label says otherwise; only resources that count in whole numbers."""
     spec, status = raw.get("spec") or {}, raw.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
     return Node(
@@ -127,8 +166,14 @@ def node_of(raw: JSON, slots: int) -> Node:
         labels=raw["metadata"].get("labels") or {},
         taints=tuple(Taint(t["key"], t.get("value", ""), t["effect"]) for t in spec.get("taints") or []),
         capacity={k: int(v) for k, v in (status.get("allocatable") or {}).items() if "/" in k and str(v).isdigit()},
-        slots=slots,
+        slots=_slots(raw, slots),
     )
+
+
+def _slots(raw: JSON, default: int) -> int:
+    """What the node's label says, which an administrator set: 0 keeps jobs away. Nonsense counts as no label."""
+    text = (raw["metadata"].get("labels") or {}).get(SLOTS, "")
+    return int(text) if text.isdigit() and int(text) <= MAX_SLOTS else default
 
 
 def pod_of(raw: JSON, gone: bool = False) -> Pod:
@@ -159,6 +204,7 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         node=spec.get("nodeName") or None,
         slot=int(labels[SLOT]) if SLOT in labels else None,
         target=notes.get(NODE),
+        stop=notes.get(STOP_ANNOTATION),
         resource=notes.get(RESOURCE, ""),
         gpus=int(notes.get(GPUS, "0")),
         created=seconds(meta["creationTimestamp"]),
@@ -292,13 +338,32 @@ def _attempt(a: JSON) -> Attempt:
         state=AttemptState(a["state"]),
         reason=a.get("reason"),
         message=a.get("message"),
+        stopping_since=_maybe_seconds(a.get("stopTime")),
     )
 
 
+BAD = frozenset({AttemptState.LOST, AttemptState.FAILED})
+NO_ROOM = frozenset({Reason.UNSCHEDULABLE, Reason.SCALING_UP})
+AVOID_SECONDS = 600.0
+
+
 def _not_before(attempts: list[JSON]) -> float:
-    lost = list(itertools.takewhile(lambda a: a["state"] == AttemptState.LOST, reversed(attempts)))
-    ended = lost[0].get("endTime") if lost else None
-    return seconds(ended) + backoff.delay(len(lost)) if ended else 0.0
+    """Until when the job is in back-off, by the attempts of its run."""
+    bad = list(itertools.takewhile(lambda a: a["state"] in BAD, reversed(attempts)))
+    if not bad or "endTime" not in bad[0]:
+        return 0.0
+    # What a node had no room for gives another job the chance to fit there.
+    blameless = bad[0]["state"] == AttemptState.LOST and bad[0].get("reason") not in NO_ROOM
+    return seconds(bad[0]["endTime"]) + backoff.delay(len(bad), blameless)
+
+
+def _avoid(attempts: list[JSON]) -> tuple[tuple[str, float], ...]:
+    """Nodes on which an attempt found no room, and until when others are tried first."""
+    return tuple(
+        (a["node"], seconds(a["endTime"]) + AVOID_SECONDS)
+        for a in attempts
+        if a.get("reason") in NO_ROOM and "endTime" in a
+    )
 
 
 def _model(spec: JobSpec) -> str:

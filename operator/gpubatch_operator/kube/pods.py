@@ -13,7 +13,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from gpubatch_operator.api.crd import API_VERSION, KIND
 from gpubatch_operator.api.spec import Checkpoint, Inference, Input, JobSpec, Output, Upload
+from gpubatch_operator.core.endings import run_name
 from gpubatch_operator.core.model import Attempt
+from gpubatch_operator.core.running import Deadline
 from gpubatch_operator.kube import convert, templates
 from gpubatch_operator.settings import Settings
 from gpubatch_runner import contract
@@ -48,11 +50,12 @@ def pod_name(job_name: str, job_uid: str, suffix: str) -> str:
     return f"{job_name[:40].rstrip('-.')}-{suffix}-{digest}"
 
 
-def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings) -> JSON:
-    """The pod of an attempt, with all its locks."""
+def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings, end: Deadline | None = None) -> JSON:
+    """The pod of an attempt, with all its locks; `end` is when the runner has to stop by itself."""
     if spec.inference is not None:
         pod = _skeleton(raw, spec, attempt.pod_name, "run")
-        pod["spec"] |= _inference_spec(raw, spec, spec.inference, attempt, settings)
+        run = run_spec(raw, spec.inference, attempt.number, settings, end)
+        pod["spec"] |= _inference_spec(spec, spec.inference, run, settings)
     else:
         pod = _template_pod(raw, spec, attempt, settings)
     pod["metadata"]["labels"] |= {convert.ATTEMPT: str(attempt.number), convert.SLOT: str(attempt.slot)}
@@ -81,7 +84,8 @@ def inspect_pod(raw: JSON, spec: JobSpec, settings: Settings) -> JSON:
     assert spec.inference is not None, "only inference jobs are inspected"
     meta = raw["metadata"]
     pod = _skeleton(raw, spec, pod_name(meta["name"], meta["uid"], "inspect"), "inspect")
-    runner, volumes = _runner(raw, spec.inference, 0, settings, "inspect")
+    run = run_spec(raw, spec.inference, 0, settings)
+    runner, volumes = _runner(spec.inference, run, settings, "inspect")
     pod["spec"] |= {
         "restartPolicy": "OnFailure",
         "terminationGracePeriodSeconds": 5,
@@ -133,8 +137,8 @@ def _skeleton(raw: JSON, spec: JobSpec, name: str, kind: str) -> JSON:
     }
 
 
-def _inference_spec(raw: JSON, spec: JobSpec, work: Inference, attempt: Attempt, settings: Settings) -> JSON:
-    runner, volumes = _runner(raw, work, attempt.number, settings, "run")
+def _inference_spec(spec: JobSpec, work: Inference, run: contract.RunSpec, settings: Settings) -> JSON:
+    runner, volumes = _runner(work, run, settings, "run")
     engine = work.engine
     given = [e.raw() for e in engine.env]
     gpus = {spec.gpu_resource: spec.gpus}
@@ -180,11 +184,10 @@ def _inference_spec(raw: JSON, spec: JobSpec, work: Inference, attempt: Attempt,
     }
 
 
-def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: str) -> tuple[JSON, list[JSON]]:
+def _runner(work: Inference, run: contract.RunSpec, settings: Settings, mode: str) -> tuple[JSON, list[JSON]]:
     """The runner's container and the volumes that it needs."""
     volumes: list[JSON] = [{"name": "gpubatch-journal", "emptyDir": {}}]
     mounts: list[JSON] = [{"name": "gpubatch-journal", "mountPath": contract.JOURNAL_DIR}]
-    run = run_spec(raw, work, attempt, settings)
     for i, (scheme, name) in enumerate(_sources(run)):
         volume = f"gpubatch-location-{i}"
         if scheme == "pvc":
@@ -235,12 +238,15 @@ def _runner(raw: JSON, work: Inference, attempt: int, settings: Settings, mode: 
     return container, volumes
 
 
-def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> contract.RunSpec:
+def run_spec(
+    raw: JSON, work: Inference, attempt: int, settings: Settings, end: Deadline | None = None
+) -> contract.RunSpec:
     """What the runner is told."""
     meta = raw["metadata"]
+    stop: dict[str, Any] = {"stop_at": end.at, "stop_reason": end.reason.value} if end else {}
     return contract.RunSpec(
         job=contract.JobRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"]),
-        run=meta["uid"],
+        run=run_name(meta["uid"], (raw.get("status") or {}).get("runId")),
         attempt=attempt,
         served_model_name=work.served_model_name or work.model,
         input=_url(work.input),
@@ -260,6 +266,7 @@ def run_spec(raw: JSON, work: Inference, attempt: int, settings: Settings) -> co
         request_timeout_seconds=work.request_timeout_seconds,
         max_retries=work.max_request_retries,
         engine_start_timeout_seconds=work.engine.start_timeout_seconds,
+        **stop,
     )
 
 
@@ -307,8 +314,7 @@ def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings
 
 
 def _locked_to(affinity: JSON, attempt: Attempt) -> JSON:
-    """The template's own affinity to pods, and: this node, and no other pod of this slot's index on it."""
-    here = {"key": "metadata.name", "operator": "In", "values": [attempt.node]}
+    """The template's own affinity to pods, and: this node (if any), and no other pod of this slot's index on it."""
     alone = {
         "labelSelector": {"matchLabels": {convert.SLOT: str(attempt.slot)}},
         "topologyKey": "kubernetes.io/hostname",
@@ -316,6 +322,8 @@ def _locked_to(affinity: JSON, attempt: Attempt) -> JSON:
     }
     affinity = copy.deepcopy(affinity)
     required = "requiredDuringSchedulingIgnoredDuringExecution"
-    affinity["nodeAffinity"] = {required: {"nodeSelectorTerms": [{"matchFields": [here]}]}}
+    if attempt.node:  # else kube-scheduler chooses, among nodes that don't exist yet
+        here = {"key": "metadata.name", "operator": "In", "values": [attempt.node]}
+        affinity["nodeAffinity"] = {required: {"nodeSelectorTerms": [{"matchFields": [here]}]}}
     affinity.setdefault("podAntiAffinity", {}).setdefault(required, []).append(alone)
     return affinity

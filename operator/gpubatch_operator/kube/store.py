@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Snapshot
-from gpubatch_operator.core.phases import ACTIVE, FINISHED
+from gpubatch_operator.core.limits import Gate, QueueLimits
+from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Shape, Snapshot
+from gpubatch_operator.core.order import RANK
+from gpubatch_operator.core.phases import ACTIVE, FINISHED, WAITING, Phase
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.manifests import Manifests
@@ -31,17 +33,23 @@ log = logging.getLogger(__name__)
 class Store:
     """Not thread-safe on purpose: it lives in one event loop."""
 
-    def __init__(self, slots_per_node: int) -> None:
+    def __init__(self, slots_per_node: int, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008 (immutable)
         self._slots_per_node = slots_per_node
+        self._limits = limits
         self.jobs: dict[str, Job] = {}
         self.raw = Manifests()
-        self.waiting: dict[str, Job] = {}
+        self.waiting: dict[str, Job] = {}  # in the queue
+        self.held: dict[str, Job] = {}  # may not enter it yet
         self.active: dict[str, Job] = {}
+        self.active_in: Counter[str] = Counter()  # by namespace
+        self.gate = Gate(limits)
+        self._room = True  # somebody has left the queue since `take_held`; at the start nobody has looked
         self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
         self.pods: dict[str, Pod] = {}
         self.pods_of: dict[str, dict[str, Pod]] = {}
         self.nodes: dict[str, Node] = {}
         self.reports: dict[str, ProgressReport] = {}  # by the pod's uid
+        self.silent: dict[str, float] = {}  # by the pod's uid: last heard of then, and alarmingly long ago
         self._versions: dict[str, int] = {}  # by uid: the resourceVersion that is held
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
@@ -56,7 +64,7 @@ class Store:
         if not self._newer(raw):
             return
         try:
-            job = convert.job_of(raw)
+            job = convert.job_of(raw, self._limits.caps(raw["metadata"]["namespace"]).max_priority)
         except (ValidationError, ValueError, KeyError) as e:
             log.error("a stored job can't be read and is left alone: %s: %s", raw["metadata"]["name"], e)
             return
@@ -73,10 +81,9 @@ class Store:
     def drop_job(self, uid: str) -> None:
         """A job that is deleted; its pods may live on for their grace period."""
         self._bury(uid)
+        self._remove(uid)
         self.jobs.pop(uid, None)
         self.raw.drop(uid)
-        self.waiting.pop(uid, None)
-        self.active.pop(uid, None)
         self.deliverable.discard(uid)
         self.touch(uid)
 
@@ -104,6 +111,7 @@ class Store:
         """Its job has no more use for it."""
         self.pods.pop(pod.uid, None)
         self.reports.pop(pod.uid, None)
+        self.silent.pop(pod.uid, None)
         siblings = self.pods_of.get(pod.job_uid, {})
         siblings.pop(pod.uid, None)
         if not siblings:
@@ -124,6 +132,12 @@ class Store:
     def put_report(self, pod: Pod, report: ProgressReport) -> None:
         """What a runner said of its progress."""
         self.reports[pod.uid] = report
+        self.silent.pop(pod.uid, None)
+        self.touch(pod.job_uid)
+
+    def put_silence(self, pod: Pod, since: float) -> None:
+        """A runner that hasn't answered for long, though it was asked again and again."""
+        self.silent[pod.uid] = since
         self.touch(pod.job_uid)
 
     # --- what follows from it
@@ -154,10 +168,16 @@ class Store:
 
     def snapshot(self, now: float) -> Snapshot:
         """What a plan is made of."""
-        return Snapshot(tuple(self.waiting.values()), tuple(self.nodes.values()), tuple(self._occupied()), now)
+        floating: list[Shape] = []
+        occupied = tuple(self._occupied(floating))
+        waiting, nodes = tuple(self.waiting.values()), tuple(self.nodes.values())
+        return Snapshot(waiting, nodes, occupied, now, floating, self.active_in)
 
-    def _occupied(self) -> Iterable[Occupant]:
-        """Slots of pods that live, and of attempts without one: not there yet, or its end isn't recorded yet."""
+    def _occupied(self, floating: list[Shape]) -> Iterable[Occupant]:
+        """Slots of pods that live, and of attempts without one: not there yet, or its end isn't recorded yet.
+
+        Attempts that have no node yet are added to `floating` instead.
+        """
         seen: set[tuple[str, int]] = set()
         for p in self.pods.values():
             if p.kind != "run" or p.slot is None or p.finished:
@@ -169,9 +189,14 @@ class Store:
             # Where it is bound, it keeps others out of its slot, whoever made it; unbound, it must be one of ours.
             if node := p.node or (p.target if ours else None):
                 yield Occupant(node, p.slot, p.resource, p.gpus)
+            elif ours and job is not None:
+                floating.append(job.shape)
         for job in self.active.values():
             if (a := job.attempt) and (job.uid, a.number) not in seen:
-                yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
+                if a.node:
+                    yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
+                else:
+                    floating.append(job.shape)
 
     def _touch_node(self, name: str) -> None:
         for job in self.active.values():
@@ -179,13 +204,39 @@ class Store:
                 self.touch(job.uid)
         self.changed.set()
 
+    def recount(self, uid: str) -> None:
+        """A job that was to enter the queue didn't, as far as we know."""
+        if job := self.jobs.get(uid):
+            self._place(job)
+
+    def take_held(self) -> list[Job]:
+        """Those that may enter now, the first in order first; nobody if no room has become free since the last call."""
+        if not self._room:
+            return []
+        self._room = False
+        return [j for j in sorted(self.held.values(), key=RANK) if self.gate.hold(j, j.requests) is None]
+
     def _place(self, job: Job) -> None:
-        self.waiting.pop(job.uid, None)
-        self.active.pop(job.uid, None)
+        room = self._room
+        self._remove(job.uid)
         if job.phase in ACTIVE:
             self.active[job.uid] = job
-        elif job.phase is not None and job.phase not in FINISHED and not job.deleting:
+            self.active_in[job.namespace] += 1
+        elif job.deleting:
+            pass
+        elif job.phase in WAITING:
             self.waiting[job.uid] = job
+            self.gate.enter(job, job.requests)
+            self._room = room  # it is still inside
+        elif job.phase is Phase.HELD:
+            self.held[job.uid] = job
+
+    def _remove(self, uid: str) -> None:
+        self.held.pop(uid, None)
+        if job := self.active.pop(uid, None):
+            self.active_in[job.namespace] -= 1
+        self.waiting.pop(uid, None)
+        self._room |= self.gate.leave(uid)
 
     def _index(self, pod: Pod) -> None:
         self.pods[pod.uid] = pod

@@ -15,13 +15,14 @@ from typing import Any
 
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import Job
-from gpubatch_operator.core.phases import CHANGES, Phase
+from gpubatch_operator.core.phases import CHANGES, FINISHED, Phase
 from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.client import ApiError
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import JOBS, NODES, PODS
+from gpubatch_runner.contract import STOP_ANNOTATION
 from unit.operator import schema
-from unit.operator.build import EPOCH, raw_job, raw_node
+from unit.operator.build import EPOCH, GPU, raw_job, raw_node
 
 JSON = dict[str, Any]
 
@@ -82,6 +83,7 @@ class Cluster:
         self.broken: list[AssertionError] = []  # promises
         self.trouble: list[str | None] = []  # of the next writes: a way to go wrong, or none
         self.created: Counter[str] = Counter()  # pods by name, ever
+        self.bound: Counter[str] = Counter()  # those that got a node
         self._version = 100
 
     # --- the API server
@@ -143,8 +145,13 @@ class Cluster:
 
     async def delete(self, path: str, uid: str) -> None:
         def do() -> None:
-            pod = self.pods.get(path.rpartition("/")[2])
-            if pod and pod["metadata"]["uid"] == uid:
+            name = path.rpartition("/")[2]
+            if "/pods/" not in path:
+                job = self.jobs.get(name)
+                assert job is None or Phase(job["status"]["phase"]) in FINISHED, "a job is deleted before its end"
+                if job and job["metadata"]["uid"] == uid:
+                    self.delete_job(name)
+            elif (pod := self.pods.get(name)) and pod["metadata"]["uid"] == uid:
                 self.delete_pod(pod)
 
         self._write(do)
@@ -160,7 +167,7 @@ class Cluster:
             mine = [p for p in self.runner_pods(meta["labels"][convert.JOB_UID]) if not finished(p)]
             assert mine == [], "two live pods of one job"
             slot = self.slot(body)
-            held = [p for p in self.runner_pods() if self.slot(p) == slot and not finished(p)]
+            held = [p for p in self.runner_pods() if slot[0] and self.slot(p) == slot and not finished(p)]
             assert held == [], f"two jobs in one slot {slot}"
         self.created[meta["name"]] += 1
         body["metadata"] |= {
@@ -186,8 +193,8 @@ class Cluster:
         numbers = [a["number"] for a in new.get("attempts", [])]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
         for past in new.get("attempts", [])[:-1]:
-            assert past["state"] in ("Lost", "Failed", "Succeeded"), "an attempt was left open"
-        if after in (Phase.SUCCEEDED, Phase.FAILED) and numbers:
+            assert past["state"] not in ("Active", "Stopping"), "an attempt was left open"
+        if after in FINISHED and numbers:
             assert new["attempts"][-1]["state"] not in ("Active", "Stopping")
         if after is Phase.FAILED:
             failed = next(c for c in new["conditions"] if c["type"] == "Failed")
@@ -200,6 +207,9 @@ class Cluster:
         if name not in self.pods:
             raise self._missing(path)
         pod = self.pods[name]
+        if "resourceVersion" not in body["metadata"]:
+            assert body["metadata"]["annotations"][STOP_ANNOTATION] in ("Cancelled", "Suspended")
+            return self._put("pods", merge(pod, body))
         if body["metadata"]["resourceVersion"] != pod["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "the object has been modified")
         job = next(
@@ -230,6 +240,16 @@ class Cluster:
         raw["metadata"]["creationTimestamp"] = iso(self.clock.now)
         raw["metadata"]["uid"] = f"uid-{name}-{self._version}"
         self._put("jobs", raw, "ADDED")
+
+    def edit(self, name: str, **fields: Any) -> None:
+        """Change fields of a job's spec; what the CRD forbids is forbidden."""
+        raw = self.jobs[name]
+        phase, again = raw["status"].get("phase"), fields.get("runId", raw["spec"].get("runId"))
+        if again != raw["spec"].get("runId") and phase in ("Starting", "Running"):
+            return
+        raw["spec"] = raw["spec"] | fields
+        raw["metadata"]["generation"] += 1
+        self._put("jobs", raw)
 
     def delete_job(self, name: str) -> None:
         uid = self.jobs[name]["metadata"]["uid"]
@@ -263,21 +283,35 @@ class Cluster:
 
     @staticmethod
     def slot(pod: JSON) -> tuple[str, str]:
-        terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        fields = terms["nodeSelectorTerms"][0]["matchFields"]
-        return fields[-1]["values"][0], pod["metadata"]["labels"][convert.SLOT]
+        """Node and index; no node, if kube-scheduler is free to choose one and hasn't yet."""
+        index = pod["metadata"]["labels"][convert.SLOT]
+        if affinity := pod["spec"]["affinity"].get("nodeAffinity"):
+            terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+            return terms[0]["matchFields"][-1]["values"][0], index
+        return pod["spec"].get("nodeName", ""), index
 
     def bind(self, pod: JSON) -> bool:
         if pod["metadata"]["labels"][convert.KIND] == "run":
-            where = self.slot(pod)
+            name, index = self.slot(pod)
             others = [p for p in self.runner_pods() if p is not pod and "nodeName" in p["spec"] and not finished(p)]
-            if where[0] not in self.nodes or where in [self.slot(p) for p in others]:
+            taken = [self.slot(p) for p in others]
+            wanted = int(pod["metadata"]["annotations"][convert.GPUS])
+            free = [n for n, raw in self.nodes.items() if (n, index) not in taken and self._gpus(raw, others) >= wanted]
+            if not free or (name and name not in free):
                 return False
-            pod["spec"]["nodeName"] = where[0]
+            pod["spec"]["nodeName"] = name or free[0]
+            self.bound[pod["metadata"]["name"]] += 1
         else:
             pod["spec"]["nodeName"] = "cpu-node"
         self._put("pods", pod)
         return True
+
+    @staticmethod
+    def _gpus(node: JSON, pods: list[JSON]) -> int:
+        """Those that are left."""
+        name, all_of_them = node["metadata"]["name"], int(node["status"]["allocatable"].get(GPU, "0"))
+        here = (p for p in pods if p["spec"]["nodeName"] == name)
+        return all_of_them - sum(int(p["metadata"]["annotations"][convert.GPUS]) for p in here)
 
     def set_status(self, pod: JSON, phase: str, main: JSON, engine: JSON | None = None, **more: Any) -> None:
         first = pod["spec"]["containers"][0]["name"]

@@ -70,7 +70,9 @@ def test_and_about_each_field_of_an_inference_job(name: str):
 
 def test_a_job_has_exactly_one_workload_that_cannot_be_swapped():
     assert "has(self.inference) != has(self.template)" in rules(SPEC)
-    assert any("self.inference == oldSelf.inference" in r for r in rules(SPEC))
+    assert any("has(self.inference) == has(oldSelf.inference)" in r for r in rules(SPEC))
+    root = rules(VERSION["schema"]["openAPIV3Schema"])
+    assert any("self.spec.inference == oldSelf.spec.inference" in r for r in root)
 
 
 @pytest.mark.parametrize("field", FROZEN_ONCE_ADMITTED)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubatch_operator.core import lifecycle
-from gpubatch_operator.core.lifecycle import Inspect, Release, Remove, Run, Step, advance
+from gpubatch_operator.core import endings, lifecycle
+from gpubatch_operator.core.actions import Inspect, Release, Remove, Run, Step
+from gpubatch_operator.core.lifecycle import advance
 from gpubatch_operator.core.model import AttemptState, ContainerTrouble, Job, Pod
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, Phase
 from gpubatch_operator.core.progress import ProgressReport
@@ -118,11 +119,11 @@ def test_an_inspect_pod_that_ended_without_a_verdict_is_replaced(phase: str):
 
 
 def test_an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_in_the_end():
-    stuck = pod(kind="inspect", trouble=ContainerTrouble("runner", "ImagePullBackOff", "no such image"))
+    stuck = pod(kind="inspect", trouble=ContainerTrouble("runner", "ImagePullBackOff", "nope:1: not found"))
     early = step(after(a_job()), stuck)
     assert (early.status["phase"], early.status["pending"]["reason"]) == ("Validating", "ImagePullFailed")
     assert early.retry_at == NOW + LIMITS.image_pull_seconds, "however long ago the pod was made"
-    again = replace(stuck, trouble=ContainerTrouble("runner", "ErrImagePull", "no such image"))
+    again = replace(stuck, trouble=ContainerTrouble("runner", "ErrImagePull", "nope:1: not found"))
     assert step(a_job(early.status), again, now=NOW + 100).retry_at == early.retry_at
     late = step(a_job(early.status), stuck, now=NOW + LIMITS.image_pull_seconds)
     assert (late.status["phase"], condition(late.status, "Failed")["reason"]) == ("Failed", "ImagePullFailed")
@@ -171,8 +172,8 @@ def test_a_lost_job_keeps_its_place_and_its_next_attempt_has_the_next_number():
 
 
 def test_lost_attempts_are_capped():
-    job = admitted(times=lifecycle.MAX_ATTEMPTS)
-    assert job.attempts == lifecycle.MAX_ATTEMPTS
+    job = admitted(times=endings.MAX_LOST)
+    assert job.attempts == endings.MAX_LOST
     status = step(job, pod(attempt=10, gone=True)).status
     assert (status["phase"], condition(status, "Failed")["reason"]) == ("Failed", "TooManyLostAttempts")
     assert len(status["attempts"]) <= 10

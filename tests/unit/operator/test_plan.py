@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubatch_operator.core import backoff
-from gpubatch_operator.core.model import Job, Node, Occupant, Snapshot, Taint, Toleration
+from gpubatch_operator.core.model import Aging, Job, Node, Occupant, Policy, Snapshot, Taint, Toleration
 from gpubatch_operator.core.order import in_order
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.placement import misfit
@@ -252,4 +252,71 @@ def test_a_job_in_back_off_keeps_its_place_and_blocks_nobody():
 
 
 def test_attempts_that_are_lost_again_and_again_come_later_and_later():
-    assert [backoff.delay(n) for n in (0, 1, 2, 3, 4, 20)] == [0, 0, 10, 20, 40, 300]
+    assert [backoff.delay(n, blameless=True) for n in (1, 2, 3, 4, 20)] == [0, 10, 20, 40, 300]
+    assert [backoff.delay(n, blameless=False) for n in (1, 2, 3, 20)] == [10, 20, 40, 300]
+
+
+# --- what an administrator decides
+
+
+def admitted(p: Plan) -> list[tuple[str, str]]:
+    return [(a.job.name, a.node) for a in p.admissions]
+
+
+def test_a_namespace_gets_no_more_slots_than_its_share_and_holds_nobody_up():
+    jobs = [job(f"mine-{i}", ticket=i, namespace="mine") for i in range(3)]
+    jobs.append(job("yours", ticket=9, namespace="yours"))
+    snapshot = Snapshot(jobs, [node("node-a"), node("node-b"), node("node-c")], [], active_in={"mine": 1})
+    assert [name for name, _ in admitted(plan(snapshot, Policy(max_slots={"mine": 2})))] == ["mine-0", "yours"]
+    assert [name for name, _ in admitted(plan(snapshot, Policy(max_slots={"*": 0, "yours": 1})))] == ["yours"]
+
+
+def test_waiting_raises_the_priority_step_by_step_up_to_a_cap_if_so_set():
+    old, urgent = job("old", queued_at=EPOCH), job("urgent", priority=2, queued_at=EPOCH + 7000)
+
+    def first(aging: Aging, now: float) -> str:
+        return plan(Snapshot([urgent, old], [], [], now=now), Policy(aging=aging)).queue[0].name
+
+    assert first(Aging(), EPOCH + 1e6) == "urgent"
+    aging = Aging(step=1, interval=3600, cap=5)
+    assert [first(aging, EPOCH + h * 3600) for h in (0, 1, 2, 3)] == ["urgent", "urgent", "old", "old"]
+    assert first(Aging(step=1, interval=3600, cap=1), EPOCH + 1e6) == "urgent", "both are at the cap"
+
+
+def test_the_first_jobs_that_fit_no_node_get_a_pod_for_the_autoscaler():
+    large = [job(f"large-{i}", ticket=i, of=gpu_shape(8)) for i in range(3)]
+    snapshot = Snapshot([*large, job("small", ticket=9)], [node()], [])
+    assert admitted(plan(snapshot, Policy(scale_up=2))) == [("small", "node-a"), ("large-0", ""), ("large-1", "")]
+    assert admitted(plan(snapshot)) == [("small", "node-a")], "none without the setting"
+    waiting_for_one = replace(snapshot, floating=[gpu_shape(8)])
+    assert admitted(plan(waiting_for_one, Policy(scale_up=1))) == [("small", "node-a")]
+
+
+def test_a_job_that_fits_a_busy_node_waits_for_it():
+    busy = Snapshot([job("small")], [node()], [Occupant("node-a", 0, GPU, 1)])
+    assert admitted(plan(busy, Policy(scale_up=1))) == []
+
+
+def test_the_node_that_an_autoscaler_made_is_left_to_the_pod_that_it_was_made_for():
+    urgent = job("urgent", priority=9, of=gpu_shape(8))
+    snapshot = Snapshot([urgent], [node("new", 8)], [], floating=[gpu_shape(8)])
+    assert admitted(plan(snapshot, Policy(scale_up=1))) == []
+
+
+def test_a_job_for_which_no_node_came_gives_others_the_chance():
+    stale = job("stale", ticket=1, of=gpu_shape(8), avoid=(("", EPOCH + 100),))
+    other = job("other", ticket=2, of=gpu_shape(4))
+    assert admitted(plan(Snapshot([stale, other], [], [], now=EPOCH), Policy(scale_up=1))) == [("other", "")]
+    assert admitted(plan(Snapshot([stale, other], [], [], now=EPOCH + 100), Policy(scale_up=1))) == [("stale", "")]
+
+
+def test_a_node_that_had_no_room_for_a_job_comes_after_the_others():
+    burnt = job("burnt", avoid=(("node-a", EPOCH + 100),))
+    both = [node("node-a"), node("node-b", 4)]
+    assert admitted(plan(Snapshot([burnt], both, [], now=EPOCH))) == [("burnt", "node-b")]
+    assert admitted(plan(Snapshot([burnt], both, [], now=EPOCH + 100))) == [("burnt", "node-a")]
+    assert admitted(plan(Snapshot([burnt], [node("node-a")], [], now=EPOCH))) == [("burnt", "node-a")]
+
+
+def test_a_node_without_slots_takes_no_job():
+    assert admitted(plan(Snapshot([job()], [node(slots=0)], []))) == []

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpubatch_operator.core.limits import NamespaceCaps, QueueLimits
 from gpubatch_operator.core.model import Occupant
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.kube import convert
@@ -203,3 +204,50 @@ def test_a_pod_with_our_labels_that_is_not_ours_is_left_alone():
     garbage["metadata"] |= {"uid": "garbage", "labels": garbage["metadata"]["labels"] | {convert.ATTEMPT: "first"}}
     store.put_pod(garbage)
     assert "garbage" not in store.pods
+
+
+def test_a_label_gives_a_node_its_slots_and_nonsense_counts_as_none():
+    def slots(label: str) -> int:
+        raw = raw_node()
+        raw["metadata"]["labels"] = {convert.SLOTS: label}
+        return convert.node_of(raw, 2).slots
+
+    assert [slots(s) for s in ("3", "0", "64", "65", "-1", "many", "")] == [3, 0, 64, 2, 2, 2, 2]
+
+
+def test_an_attempt_without_a_node_takes_no_slot_but_is_reckoned_with():
+    store = Store(1)
+    store.put_node(raw_node())
+    store.put_job(raw_job(status={"phase": "Starting", "attempts": [ATTEMPT | {"node": ""}]}))
+    snapshot = store.snapshot(0.0)
+    assert (snapshot.occupied, [s.gpus for s in snapshot.floating]) == ((), [1])
+
+
+def test_slots_are_counted_by_namespace():
+    store = Store(1)
+    store.put_job(raw_job(status=STARTING))
+    assert store.snapshot(0.0).active_in == {"default": 1}
+    store.put_job(raw_job(status=DONE, version=2))
+    assert store.snapshot(0.0).active_in["default"] == 0
+
+
+def test_a_namespace_is_given_no_higher_priority_than_it_may_have():
+    store = Store(1, QueueLimits(namespaces={"default": NamespaceCaps(max_priority=1)}))
+    store.put_job(raw_job(spec=inference_spec(priority=5)))
+    assert (store.jobs["uid-job"].priority, store.jobs["uid-job"].rank[0]) == (1, -1)
+
+
+def test_held_jobs_are_looked_at_when_somebody_has_left_and_only_then():
+    store = Store(1, QueueLimits(max_queue_depth=1))
+    store.put_job(raw_job("first", status={"phase": "Queued", "queueTicket": "1"}))
+    for i in (3, 2):
+        held = {"phase": "Held", "queueTicket": str(i), "queuedAt": "2027-01-15T08:00:00Z"}
+        store.put_job(raw_job(f"held-{i}", status=held))
+    assert store.take_held() == [], "the queue is full"
+    store.put_job(raw_job("first", status={"phase": "Queued", "queueTicket": "1", "queuePosition": 1}, version=2))
+    assert store.take_held() == []
+    store.put_job(raw_job("first", status=DONE, version=3))
+    assert [j.name for j in store.take_held()] == ["held-2", "held-3"], (
+        "in order; the gate lets in as many as there is room"
+    )
+    assert store.take_held() == [], "they have been looked at"
