@@ -167,6 +167,7 @@ def _start_etcd_and_api_server(cluster: Cluster, flags: Mapping[str, Sequence[st
             f"--service-cluster-ip-range={SERVICE_CIDR}",
             "--token-auth-file=tokens.csv",
             "--authorization-mode=Node,RBAC",
+            "--enable-aggregator-routing",  # webhooks are called at their pods: there is no kube-proxy on the machine
             "--allow-privileged",
             "--max-requests-inflight=3000",
             "--max-mutating-requests-inflight=1500",

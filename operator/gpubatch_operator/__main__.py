@@ -19,6 +19,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from gpubatch_operator import health, parts
 from gpubatch_operator import settings as config
+from gpubatch_operator.admission.assembly import assemble
 from gpubatch_operator.core.election import Terms
 from gpubatch_operator.kube import progress, watch
 from gpubatch_operator.kube.client import Client
@@ -42,33 +43,31 @@ async def serve(settings: config.Settings) -> None:
     instance, namespace = settings.instance or "gpubatch", settings.namespace or own_namespace()
     terms = Terms(settings.lease_duration_seconds, settings.lease_renew_seconds, settings.lease_retry_seconds)
     elector = Elector(await Client.connect(), namespace, instance, settings.replica or random_name(), terms)
-    client, store = (
-        await Client.connect(before_write=elector.check),
-        Store(settings.slots_per_node, settings.queue_limits()),
-    )
-    not_ready = "the first list of jobs, pods and nodes isn't complete"
-    watching = asyncio.Event()
+    client, leaders_client = await Client.connect(), await Client.connect(before_write=elector.check)
+    store = Store(settings.slots_per_node, settings.queue_limits())
+    synced, watching, serving = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def decide() -> dict[str, Coroutine[Any, Any, None]]:
-        events = Recorder(client)
-        reconciler = Reconciler(client, store, settings, events)
+        events = Recorder(leaders_client)
+        reconciler = Reconciler(leaders_client, store, settings, events)
         return {
             "reconciler": reconciler.run(),
-            "publisher": Publisher(client, store, reconciler).run(),
+            "publisher": Publisher(leaders_client, store, reconciler).run(),
             "progress": progress.poll(store, settings.progress_seconds, settings.unresponsive_seconds),
-            "notifier": Notifier(client, store, settings, events).run(),
+            "notifier": Notifier(leaders_client, store, settings, events).run(),
         }
 
     async def keep() -> None:
-        nonlocal not_ready
         # No plan before everything is known: a job whose pod wasn't seen yet would look lost.
         await watch.resync(client, store)
         log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
-        not_ready = ""
+        synced.set()
+        webhook = assemble(client, store, settings, instance, namespace, serving) if settings.admission_port else {}
         await parts.run(
             {
                 # First, so that at the end the lease is released at once.
                 "leadership": follow_then_lead(elector, client, store, decide),
+                **webhook,
                 "watch": kopf.operator(
                     registry=watch.registry(store),
                     settings=watch.kopf_settings(),
@@ -80,15 +79,20 @@ async def serve(settings: config.Settings) -> None:
             }
         )
 
+    def why_not_ready() -> str:
+        if not synced.is_set():
+            return "the first list of jobs, pods and nodes isn't complete"
+        return "the webhook isn't served yet" if settings.admission_port and not serving.is_set() else ""
+
     running = {"signal": until_signalled(watching), "store": keep()}
     if settings.health_port:
-        running["health"] = health.serve(settings.health_port, lambda: not_ready)
+        running["health"] = health.serve(settings.health_port, why_not_ready)
     try:
         await parts.run(running, may_end=frozenset({"signal"}))
         log.info("stopped")
     finally:
-        await client.close()
-        await elector.close()
+        for each in (client, leaders_client, elector):
+            await each.close()
 
 
 async def until_signalled(watching: asyncio.Event) -> None:

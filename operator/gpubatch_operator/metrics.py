@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 LEADER = Gauge("gpubatch_leader", "1 on the replica that plans, 0 on the others.")
+REVIEWS = Counter("gpubatch_admission_reviews_total", "Jobs reviewed by the admission webhook.", ["result"])
 API_WRITES = Counter("gpubatch_api_writes_total", "Writes to the API server.", ["method", "resource"])
 PENDING = Gauge("gpubatch_pending_jobs", "Jobs that wait for a slot.")
 ACTIVE = Gauge("gpubatch_admitted_active_jobs", "Jobs that hold a slot.")

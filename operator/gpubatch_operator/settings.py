@@ -124,7 +124,7 @@ class Settings(BaseModel):
         default="",
         pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
         max_length=53,
-        description="Name of this installation, and of its Lease. Default: the release's name, or gpubatch.",
+        description="Name of this installation, and of its own objects. Default: the release's name, or gpubatch.",
     )
     replica: str = Field(
         default="",
@@ -148,6 +148,21 @@ class Settings(BaseModel):
     )
     lease_retry_seconds: float = Field(
         default=2, gt=0, description="How often the lease is renewed; shorter than leaseRenewSeconds."
+    )
+    admission_port: int = Field(
+        default=9443, ge=0, le=65535, description="Port of the admission webhook; 0 serves none, and installs none."
+    )
+    admission_names: str = Field(
+        default="",
+        description="Comma-separated names and addresses that the webhook's certificate is for besides its Service.",
+    )
+    admission_certificate_seconds: float = Field(
+        default=7_776_000, ge=10, description="Life of the webhook's certificate; it is renewed after two thirds of it."
+    )
+    admission_certificate_folder: str = Field(
+        default="",
+        description="Folder with tls.crt and tls.key that others keep fresh. Default: the operator makes its own "
+        "certificate, and publishes it.",
     )
     progress_seconds: float = Field(default=2.0, gt=0, description="How often each runner is asked for its progress.")
     resync_seconds: float = Field(
@@ -213,6 +228,11 @@ class Settings(BaseModel):
             scale_up=self.scale_up_pods,
             max_slots={n: c.max_slots for n, c in self.namespace_caps.items() if c.max_slots is not None},
         )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether a job that comes to a full queue is refused by the admission webhook."""
+        return bool(self.admission_port) and self.full_queue_policy in ("", "Reject")
 
     def caps(self, namespace: str) -> NamespaceCaps:
         """What is allowed to this namespace: its own entry, else that of `*`, else anything."""

@@ -130,6 +130,7 @@ def test_the_operator_may_do_what_it_does_and_no_more(helm: str) -> None:
         *(("nodes", verb) for verb in ("list", "watch")),
         ("events", "create"),
         ("secrets", "get"),
+        *(("validatingwebhookconfigurations", verb) for verb in ("get", "patch")),
     }
 
 
@@ -137,8 +138,10 @@ def test_of_its_own_objects_it_touches_only_those_with_its_name(helm: str) -> No
     role = only(render(helm, "--set", "settings.instance=ours"), "Role", "-operator")
     assert role["metadata"]["namespace"] == "gpubatch-system"
     assert {r["resources"][0] for r in role["rules"] if "resourceNames" not in r and r["verbs"] != ["create"]} == set()
-    [lease] = [r for r in role["rules"] if r["resources"] == ["leases"] and "resourceNames" in r]
-    assert lease["resourceNames"] == ["ours"]
+    named = {r["resources"][0]: r["resourceNames"] for r in role["rules"] if "resourceNames" in r}
+    assert named == {"leases": ["ours"], "configmaps": ["ours-queue"], "secrets": ["ours-admission"]}
+    [cluster] = [r for r in only(render(helm), "ClusterRole", "-operator")["rules"] if "resourceNames" in r]
+    assert cluster["resourceNames"] == [only(render(helm), "ValidatingWebhookConfiguration")["metadata"]["name"]]
 
 
 def test_the_replicas_and_the_lease_have_names(helm: str) -> None:
@@ -169,7 +172,9 @@ def test_reading_secrets_can_be_narrowed_or_switched_off(helm: str) -> None:
     assert role["metadata"]["namespace"] == "search"
     assert allowed(role) == {("secrets", "get")}
     off = render(helm, "--set", "rbac.webhookSecrets.enabled=false,rbac.webhookSecrets.namespaces={search}")
-    assert all(("secrets", "get") not in allowed(o) for o in off if o["kind"] in ("Role", "ClusterRole"))
+    others = [o for o in off if o["kind"] in ("Role", "ClusterRole")]
+    reads = [r for o in others for r in o["rules"] if "secrets" in r["resources"] and "get" in r["verbs"]]
+    assert [r.get("resourceNames") for r in reads] == [["gpubatch-admission"]], "only its own certificate"
 
 
 def test_runners_never_preempt(helm: str) -> None:
@@ -187,7 +192,38 @@ def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> N
 
 
 def test_ports_that_serve_nothing_disappear(helm: str) -> None:
-    objects = render(helm, "--set", "settings.metricsPort=0,settings.healthPort=0")
+    objects = render(helm, "--set", "settings.metricsPort=0,settings.healthPort=0,settings.admissionPort=0")
     [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert not container.keys() & {"ports", "livenessProbe", "readinessProbe", "startupProbe"}
-    assert "Service" not in {o["kind"] for o in objects}
+    assert not container.keys() & {"ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"}
+    assert not {"Service", "ValidatingWebhookConfiguration"} & {o["kind"] for o in objects}
+    rights = [r for o in objects if o["kind"] in ("Role", "ClusterRole") for r in allowed(o)]
+    assert not {"configmaps", "validatingwebhookconfigurations"} & {resource for resource, _ in rights}
+
+
+def test_the_webhook_is_asked_for_new_jobs_and_new_priorities_and_doesnt_stand_in_the_way(helm: str) -> None:
+    objects = render(helm)
+    [webhook] = only(objects, "ValidatingWebhookConfiguration")["webhooks"]
+    [rule] = webhook["rules"]
+    assert (rule["operations"], rule["resources"]) == (["CREATE", "UPDATE"], ["gpubatchjobs"])
+    assert webhook["failurePolicy"] == "Ignore"
+    assert webhook["timeoutSeconds"] <= 3
+    assert webhook["sideEffects"] == "NoneOnDryRun"
+    service = only(objects, "Service", webhook["clientConfig"]["service"]["name"])
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert service["spec"]["ports"][0]["targetPort"] in {p["name"] for p in container["ports"]}
+    fail = render(helm, "--set", "admission.failurePolicy=Fail")
+    assert only(fail, "ValidatingWebhookConfiguration")["webhooks"][0]["failurePolicy"] == "Fail"
+
+
+def test_the_certificate_may_come_from_cert_manager(helm: str) -> None:
+    inject = r"admission.annotations.cert-manager\.io/inject-ca-from=gpubatch-system/admission"
+    objects = render(helm, "--set", f"admission.certificateSecret=admission-tls,{inject}")
+    configuration = only(objects, "ValidatingWebhookConfiguration")
+    assert configuration["metadata"]["annotations"] == {"cert-manager.io/inject-ca-from": "gpubatch-system/admission"}
+    pod = only(objects, "Deployment")["spec"]["template"]["spec"]
+    [volume] = [v for v in pod["volumes"] if v["name"] == "admission"]
+    [mount] = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "admission"]
+    assert volume["secret"] == {"secretName": "admission-tls"}
+    assert operator_env(objects)["GPUBATCH_ADMISSION_CERTIFICATE_FOLDER"] == mount["mountPath"]
+    names = [n for o in objects if o["kind"] in ("Role", "ClusterRole") for r in o["rules"] for n in r["resources"]]
+    assert "validatingwebhookconfigurations" not in names

@@ -45,6 +45,7 @@ class Store:
         self.gate = Gate(limits)
         self._room = True  # somebody has left the queue since `take_held`; at the start nobody has looked
         self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
+        self.fresh: set[str] = set()  # jobs that have no phase yet
         self.pods: dict[str, Pod] = {}
         self.pods_of: dict[str, dict[str, Pod]] = {}
         self.nodes: dict[str, Node] = {}
@@ -76,6 +77,7 @@ class Store:
             self.finished.append(job)
         pending = any(d["state"] == "Pending" for d in job.status.get("webhookDeliveries") or [])
         (self.deliverable.add if pending else self.deliverable.discard)(uid)
+        (self.fresh.add if job.phase is None and not job.deleting else self.fresh.discard)(uid)
         self.touch(uid)
 
     def drop_job(self, uid: str) -> None:
@@ -85,7 +87,12 @@ class Store:
         self.jobs.pop(uid, None)
         self.raw.drop(uid)
         self.deliverable.discard(uid)
+        self.fresh.discard(uid)
         self.touch(uid)
+
+    def knows_job(self, uid: str) -> bool:
+        """Whether it was ever seen, be it deleted since."""
+        return uid in self.jobs or uid in self._deleted
 
     def put_pod(self, raw: JSON) -> None:
         """A pod of ours as the API server has it now."""

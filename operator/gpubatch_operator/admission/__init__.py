@@ -1,0 +1,1 @@
+"""The validating admission webhook: what only the queue, or an administrator, can say against a job."""
