@@ -152,6 +152,9 @@ class JobStatus(ApiModel):
     run_id: Annotated[str, Field(max_length=63)] | None = Field(
         default=None, description="The spec.runId of the run that status speaks of."
     )
+    retry: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="The annotation gpubatch.dev/retry that was heeded last."
+    )
     queued_at: Time | None = Field(default=None, description="Since when the job is in the queue's order.")
     queue_ticket: Annotated[str, Field(max_length=32)] | None = Field(
         default=None, description="Order among jobs of the same second: the object's resourceVersion at first sight."

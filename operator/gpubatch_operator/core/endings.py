@@ -164,11 +164,12 @@ def _close(job: Job, status: JSON, phase: Phase, now: float) -> JSON:
     for key in ("queuePosition", "estimatedStartTime", "estimatedCompletionTime", "pending", "waitingSince"):
         status.pop(key, None)
     event = phase.value.lower()
+    name = run_name(job.uid, job.run_id if job.retried is None else f"{job.run_id or ''}/{job.retried}")
     old = status.get("webhookDeliveries", [])
     new = [
         # One id for each event and webhook, derived and not drawn: a decision made twice is the same message.
         {
-            "id": f"msg_{run_name(job.uid, job.run_id)}_{event}_{i}",
+            "id": f"msg_{name}_{event}_{i}",
             "webhook": i,
             "event": event,
             "state": "Pending",

@@ -110,6 +110,8 @@ def _finished(job: Job, status: JSON, pods: Sequence[Pod], now: float, gate: Gat
         if any(p.kind == "inspect" and not p.gone for p in pods):
             return Step(status)  # the new run's inspect pod will have the same name
         return waiting.run_again(job, status, now, gate)
+    if job.phase is Phase.FAILED and wishes.retry not in (None, job.retried):
+        return waiting.retry(job, status, now, gate)
     if wishes.ttl is None:
         return Step(status)
     if wishes.tracked_by:

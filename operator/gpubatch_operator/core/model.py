@@ -88,6 +88,7 @@ class Wishes:
     suspend: bool = False
     cancel: bool = False
     run_id: str | None = None
+    retry: str | None = None  # the annotation that asks for one more attempt of a failed run
     backoff_limit: int = 0
     active_deadline: float | None = None  # of running, over all attempts of a run
     queue_deadline: float | None = None  # of waiting for the first attempt
@@ -130,6 +131,7 @@ class Job:
     extra_gpus: tuple[str, ...] = ()  # fields that ask for GPUs beside those of the job
     wishes: Wishes = Wishes()
     run_id: str | None = None  # the run that status speaks of
+    retried: str | None = None  # the `retry` that was heeded
     waiting_since: float = 0.0  # when it last came into the queue
     began: bool = False  # this run has had an attempt
     validated: bool = False  # its input was found to be valid

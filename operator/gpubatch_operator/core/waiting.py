@@ -15,7 +15,7 @@ from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 from gpubatch_operator.core.trouble import Limits, trouble_of
 
 BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is being read and checked."}
-FORGOTTEN_BY_A_NEW_RUN = (
+FORGOTTEN = (
     *("conditions", "inspection", "results", "progress", "pending", "nodeName", "podName", "completionTime"),
     *("startTime", "firstStartTime", "activeSeconds", "failedAttempts", "lostAttempts"),
     *("queuePosition", "estimatedStartTime", "estimatedCompletionTime"),
@@ -37,10 +37,25 @@ def refuse(job: Job, status: JSON, why: str, now: float) -> Step:
 
 def run_again(job: Job, status: JSON, now: float, gate: Gate) -> Step:
     """A finished job with a new `runId` begins anew, at the end of the queue; its attempts go on being counted."""
-    for key in FORGOTTEN_BY_A_NEW_RUN:
+    status.pop("retry", None)
+    _forget(job, status, now)
+    return _first(job, status, now, gate)
+
+
+def retry(job: Job, status: JSON, now: float, gate: Gate) -> Step:
+    """A failed run goes on, at the end of the queue: its next attempt begins with what an earlier one has saved."""
+    kept = status.get("inspection") if job.began else None
+    _forget(job, status, now)
+    status["retry"] = job.wishes.retry
+    if kept is not None:
+        status["inspection"] = kept
+    return Step(_enter(job, status, now, gate.hold(job, job.requests), validated=kept is not None))
+
+
+def _forget(job: Job, status: JSON, now: float) -> None:
+    for key in FORGOTTEN:
         status.pop(key, None)
     status |= {"queuedAt": iso(now), "queueTicket": str(job.resource_version)}
-    return _first(job, status, now, gate)
 
 
 def _first(job: Job, status: JSON, now: float, gate: Gate) -> Step:

@@ -287,6 +287,50 @@ def test_failures_of_an_earlier_run_are_forgotten():
     assert story.phase(replace(story.admit(), phase="Succeeded", terminated_message=bad)) == "Queued"
 
 
+# --- one more attempt
+
+
+def failed(**wishes: Any) -> Story:
+    story = Story(**wishes)
+    story.queue()
+    bad = outcome(succeeded=False, reason="OutputExpired", message="refused with 403")
+    assert story.phase(replace(story.admit(), phase="Succeeded", terminated_message=bad)) == "Failed"
+    story.now += 5000
+    return story
+
+
+def test_an_annotation_lets_a_failed_run_go_on_with_what_it_has_saved():
+    story = failed()
+    run = run_spec(story.raw, spec_of(story.raw).inference, 1, Settings()).run
+    story.meta = {"annotations": {convert.RETRY: "new-url"}}
+    assert story.phase() == "Queued", "its input was found valid"
+    assert (story.job.not_before, story.job.requests) == (0.0, 3)
+    again = story.admit()
+    assert run_spec(story.raw, spec_of(story.raw).inference, 2, Settings()).run == run
+    assert story.phase(replace(again, phase="Succeeded", terminated_message=outcome())) == "Succeeded"
+    story.meta = {"annotations": {convert.RETRY: "another"}}
+    assert story.phase() == "Succeeded", "what has succeeded isn't tried again"
+
+
+def test_the_same_annotation_is_heeded_once_and_the_second_failure_is_another_message():
+    story = failed(webhooks=[{"url": "https://a.example"}])
+    story.meta = {"annotations": {convert.RETRY: "1"}}
+    story.step()
+    bad = outcome(succeeded=False, reason="EngineFailed", message="no")
+    assert story.phase(replace(story.admit(), phase="Succeeded", terminated_message=bad)) == "Failed"
+    assert story.phase() == "Failed"
+    assert len({d["id"] for d in story.status["webhookDeliveries"]}) == 2
+
+
+def test_a_job_that_failed_its_inspection_is_inspected_again():
+    story = Story()
+    story.step()
+    denied = inspection(valid=False, reason="AccessDenied", message="403", requests=0)
+    assert story.phase(pod(kind="inspect", phase="Succeeded", terminated_message=denied)) == "Failed"
+    story.meta = {"annotations": {convert.RETRY: "1"}}
+    assert story.phase() == "Validating"
+
+
 # --- retries
 
 
