@@ -314,7 +314,7 @@ async def test_an_image_that_cannot_be_pulled_is_shown_at_once_and_fails_the_job
     with OperatorProcess(kubeconfig, tmp_path / "log", image_pull_seconds=4):
         await api.create(template_job("job", **own(api, node)))
         pod = await api.bound("job")
-        trouble = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+        trouble = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image nope:1: not found"}}
         await api.play(pod, "Pending", trouble)
 
         async def shown() -> bool:

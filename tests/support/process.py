@@ -30,6 +30,7 @@ class OperatorProcess:
             "GPUBATCH_REPLICA": "test",
             "GPUBATCH_LOG_FORMAT": "text",
             "GPUBATCH_PROGRESS_SECONDS": "0.5",
+            "GPUBATCH_SCALE_UP_PODS": "0",  # no autoscaler here: what fits no node waits
             **{f"GPUBATCH_{k.upper()}": str(v) for k, v in settings.items()},
         }
         self._process: subprocess.Popen[bytes] | None = None
