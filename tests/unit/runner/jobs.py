@@ -50,6 +50,8 @@ class Job:
             claims_dir=self.folder / "claims",
             configmaps_dir=self.folder / "configmaps",
             termination_log=self.folder / f"pod{self.attempt}" / "termination-log",
+            secrets_dir=self.folder / "secrets",
+            credentials_dir=self.folder / "credentials",
             pod_dir=self.folder / f"pod{self.attempt}" / "said",
             progress_port=0,
         )
@@ -86,6 +88,8 @@ class Job:
             "GPUBATCH_CLAIMS_DIR": str(places.claims_dir),
             "GPUBATCH_CONFIGMAPS_DIR": str(places.configmaps_dir),
             "GPUBATCH_TERMINATION_LOG": str(places.termination_log),
+            "GPUBATCH_SECRETS_DIR": str(places.secrets_dir),
+            "GPUBATCH_CREDENTIALS_DIR": str(places.credentials_dir),
             "GPUBATCH_POD_DIR": str(places.pod_dir),
             "GPUBATCH_PROGRESS_PORT": "0",
         }
