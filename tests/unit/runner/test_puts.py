@@ -342,13 +342,14 @@ async def test_a_slow_but_steady_server_is_not_given_up_within_its_limits(job: J
         size = 0
         while chunk := await request.content.read(500_000):
             size += len(chunk)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
         server.files["out"] = b"x" * size
         return web.Response()
 
     async with FakeEngine(long_answer) as engine, PutServer(trickle) as server:
         begin = time.monotonic()
-        outcome = await finish(job, engine_url=engine.url, output=server.url("out"))
+        limits = QUICK.model_copy(update={"read_seconds": 4.0})  # what the kernel has taken counts as sent
+        outcome = await finish(job, engine_url=engine.url, output=server.url("out"), upload=limits)
         assert outcome.succeeded, outcome.message
         assert time.monotonic() - begin > QUICK.write_seconds
         assert len(server.files["out"]) > 60 * 100_000
