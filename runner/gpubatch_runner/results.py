@@ -137,9 +137,9 @@ class Publication:
         """Takes over an earlier attempt's checkpoint as this attempt's journal, if it is of the same run and input."""
         if self._checkpoint is None:
             return False
-        fetched = journal.with_suffix(".fetched")
+        fetched, place = journal.with_suffix(".fetched"), self._checkpoint
         try:
-            await _save(self._of(self._checkpoint).read(self._checkpoint), fetched)
+            await patiently(lambda: _save(self._of(place).read(place), fetched), self._limits)
         except FileNotFoundError:
             return False
         if header_of(fetched) != header:
@@ -153,6 +153,9 @@ class Publication:
 
     async def finished(self) -> Outcome | None:
         """The outcome of the run if an attempt has concluded it; completes its move if need be."""
+        return await patiently(self._finished, self._limits)
+
+    async def _finished(self) -> Outcome | None:
         if self._manifest is None:
             return None
         data = await self._of(self._manifest).read_small(self._manifest)
@@ -203,18 +206,18 @@ class Publication:
         )
         text = manifest.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
         await patiently(lambda: self._of(place).create(place, text), self._limits)
-        return await patiently(self.finished, self._limits) or outcome
+        return await self.finished() or outcome
 
     async def give_up(self, outcome: Outcome, output: Chunks, errors: Chunks, journal: Path) -> Outcome:
         """Publishes what a failed attempt has, and a checkpoint for the next; unless the run is concluded."""
         if self._manifest is None:
             return await self._hand_over(lambda: outcome, output, errors)
-        if concluded := await patiently(self.finished, self._limits):
+        if concluded := await self.finished():
             return concluded
         outcome = self._with_files(outcome)
         await self.write_checkpoint(journal)
         await self._stage(outcome, output, errors)
-        if concluded := await patiently(self.finished, self._limits):
+        if concluded := await self.finished():
             return concluded
         try:
             await self._promote(self._spec.attempt, outcome)

@@ -25,6 +25,7 @@ from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import RunnerError
 from gpubatch_runner.journal import Header, Journal
 from gpubatch_runner.locations import JobLocations, of_job
+from gpubatch_runner.patience import patiently
 from gpubatch_runner.progress import RunProgress
 from gpubatch_runner.request_queue import RequestQueue
 from gpubatch_runner.requests import Request
@@ -138,7 +139,7 @@ class Attempt:
 
     async def _prepare(self) -> Journal:
         """Checks the outputs, fetches and judges the input, and opens the journal."""
-        await self._publication.check_writable()
+        await patiently(self._publication.check_writable, self._spec.upload, renewable=False)
         await self._publication.sweep()
         if self._spec.attempt > 1 and not self._publication.keeps_work:
             self._progress.note = f"Attempt {self._spec.attempt - 1} was lost. {NOTHING_KEPT}"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gpubatch_operator.kube.client import MERGE_PATCH, ApiError, Client
+from support import s3 as s3_support
 from support.api import Api, eventually
 from support.process import OperatorProcess
 
@@ -111,3 +112,18 @@ def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
     """An operator that runs for as long as the test."""
     with OperatorProcess(kubeconfig, tmp_path / "operator.log") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_support.S3]:
+    with s3_support.serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: s3_support.S3, monkeypatch: pytest.MonkeyPatch) -> s3_support.S3:
+    """The server with an empty bucket, and the user's keys in the environment as the pod has them."""
+    s3_server.clear()
+    for name, value in s3_support.KEYS.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpubatch_runner.contract import SPEC_ENV, JobRef, RunSpec
+from gpubatch_runner.contract import SPEC_ENV, JobRef, RunSpec, Upload
 from gpubatch_runner.environment import Environment
 
 RUNNER_PATH = str(Path(__file__).parents[3] / "runner")
@@ -65,6 +65,7 @@ class Job:
             "input": "pvc://data/in.jsonl",
             "output": "pvc://data/out.jsonl",
             "errors": "pvc://data/errors.jsonl",
+            "upload": Upload(backoff_seconds=0.01),
         }
         return RunSpec(**(values | self.spec_changes | changes))
 
