@@ -122,9 +122,9 @@ def cluster_down() -> None:
     run(ROOT / "hack" / "cluster", "down", quiet=False)
 
 
-def load_images() -> dict[str, str]:
-    """Build what changed and bring it onto the nodes; name -> reference."""
-    output = run(ROOT / "hack" / "images", "load", "operator", "runner", "s3", "engine-cpu", quiet=False)
+def load_images(*more: str) -> dict[str, str]:
+    """Build what changed and bring it onto the nodes, what the demo needs and `more`; name -> reference."""
+    output = run(ROOT / "hack" / "images", "load", "operator", "runner", "s3", "engine-cpu", *more, quiet=False)
     images: dict[str, str] = json.loads(output)
     return images
 

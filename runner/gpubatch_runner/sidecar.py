@@ -40,7 +40,7 @@ class Picture:
     def __init__(self) -> None:
         self.told = Told()
         self.problem = ""
-        self._since = time.monotonic()
+        self._since = self._told_at = time.monotonic()
         self._shares: deque[tuple[float, float]] = deque()
 
     def take(self, new: Told) -> None:
@@ -48,6 +48,7 @@ class Picture:
         before, self.told = self.told, told.merge(self.told, new)
         self.problem = ""
         now, share = time.monotonic(), self.told.share
+        self._told_at = now
         if self.told.stage != before.stage or (share is not None and self._shares and share < self._shares[-1][1]):
             self._shares.clear()
         if share is not None:
@@ -67,7 +68,7 @@ class Picture:
             failed=t.failed or 0,
             rate=round(rate * t.total, 3) if rate is not None and t.total else None,
             percent=t.percent,
-            remaining_seconds=t.remaining_seconds if t.remaining_seconds is not None else self._remaining(rate),
+            remaining_seconds=self._remaining(rate),
             metrics=t.metrics or {},
             processing_seconds=round(time.monotonic() - self._since, 1),
             time=datetime.now(UTC),
@@ -81,6 +82,9 @@ class Picture:
         return (after - before) / (end - begin) if end - begin >= 1.0 and after > before else None
 
     def _remaining(self, rate: float | None) -> float | None:
+        """What the program said, else what the rate says, less the time since."""
+        if (left := self.told.remaining_seconds) is not None:
+            return round(max(0.0, left - (time.monotonic() - self._told_at)), 1)
         if rate is None:
             return None
         at, share = self._shares[-1]

@@ -4,7 +4,7 @@
     one JSON object                  {"completed": 42, "total": 300, "stage": "Training", "metrics": {"loss": 0.31}}
     Kubeflow Trainer's contract      {"trainerStatus": {"progressPercentage": 14, "metrics": [...], ...}}
 
-What is left out stays as it was. A new stage begins without the old one's counts.
+What is left out stays as it was, but for the time that remains. A new stage begins without the old one's counts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def merge(old: Told, new: Told) -> Told:
     """The picture after `new` was told too."""
     if new.stage is not None and new.stage != old.stage:
         old = Told(metrics=old.metrics)
-    kept = old.model_dump(exclude_none=True)
+    kept = old.model_dump(exclude_none=True, exclude={"remaining_seconds"})  # true of its own moment alone
     if new.percent is not None and new.total is None:  # the latest word counts, not the one with more detail
         kept = {k: v for k, v in kept.items() if k not in ("completed", "failed", "total")}
     return Told(**kept | new.model_dump(exclude_none=True))

@@ -57,7 +57,7 @@ def installation(request: pytest.FixtureRequest) -> Iterator[Installation]:
             console = Console()
             console.heading("A cluster with two nodes, and the project's images on them")
             was_up = tools.cluster_is_up()
-            found = Installation(tools.cluster_up(), tools.load_images(), console)
+            found = Installation(tools.cluster_up(), tools.load_images("training", "transcription"), console)
             console.heading("The operator by Helm, an S3 server, a receiver of webhooks")
             found.remove()
             found.install()

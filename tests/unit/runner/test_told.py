@@ -119,3 +119,7 @@ def test_the_time_left_follows_what_was_seen_and_not_where_the_work_was_resumed(
     assert picture.now().remaining_seconds == 25
     picture.take(Told(remaining_seconds=7))
     assert picture.now().remaining_seconds == 7, "the program knows better"
+    clock[0] += 5
+    assert picture.now().remaining_seconds == 2
+    picture.take(Told(percent=80))
+    assert picture.now().remaining_seconds == 20, "what it said before is of the past"
