@@ -172,8 +172,8 @@ class Installation:
         pod: JSON = next(p for p in found if not p["metadata"].get("deletionTimestamp"))
         return pod
 
-    def kill(self, pod: JSON, container: str) -> None:
-        """SIGKILL to a container's main process, from the node: it gets no last word.
+    def kill(self, pod: JSON, container: str, signal: str = "KILL") -> None:
+        """SIGKILL (or another signal) to a container's main process, from the node: it gets no last word.
 
         Raises:
             DemoError: It doesn't run.
@@ -186,7 +186,7 @@ class Installation:
         process = next((line.split()[1] for line in tasks if line.startswith(identity)), None)
         if process is None:
             raise DemoError(f"container {container} of {pod['metadata']['name']} has no process on {node}")
-        run(CLUSTER, "exec", node, "kill", "-9", process)
+        run(CLUSTER, "exec", node, "kill", f"-{signal}", process)
 
     # --- GPUs
 
