@@ -1,7 +1,8 @@
 """The loop: snapshot -> plan -> actions. One round at a time, woken by the store.
 
-A round first advances each job that something happened to (one status write each, then its pods), then plans the
-slots that are free and admits. Nothing that can wait is done here: positions and estimates are the publisher's,
+A round begins to advance each job that something happened to (one status write each, then its pods), plans the slots
+that are free and begins to admit. It waits for none of that: the next round goes on with what is true then, and leaves
+alone who is still worked on. Nothing that can wait is done here: positions and estimates are the publisher's,
 webhooks the notifier's. A write that fails is no problem: the job is looked at again.
 """
 
@@ -12,8 +13,9 @@ import contextlib
 import heapq
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from gpubatch_operator import metrics
 from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
@@ -27,16 +29,17 @@ from gpubatch_operator.core.plan import ANY_NODE, Admission, Plan, plan
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.trouble import Limits
 from gpubatch_operator.kube import convert, pods
-from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.client import STRATEGIC_PATCH, ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.settings import Settings
 from gpubatch_operator.timers import Timers
+from gpubatch_operator.workers import Workers
 from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
-T = TypeVar("T")
-PARALLEL = 32  # requests to the API server at a time; the client's pool has room for the others' too
+PARALLEL = 32  # jobs worked on at a time; the client's pool has room for other requests too
+PATIENT = 8  # new jobs at a time that get their place in the queue
 SAYS_WHY = {
     Phase.QUEUED: "Admitted",
     Phase.SUCCEEDED: "Complete",
@@ -48,6 +51,7 @@ SAYS_WHY = {
 ALARMS = frozenset({"Unresponsive", "TTLIgnored"})
 """Conditions that are worth an Event of their own when they become true."""
 
+MOST_REST = 0.05  # seconds between two rounds
 TICK = 5.0  # time alone changes some answers: patience runs out
 
 log = logging.getLogger(__name__)
@@ -116,33 +120,59 @@ class Reconciler:
         self._failures: dict[str, int] = {}
         self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
+        self._inspecting: set[str] = set()  # theirs are being created
+        self._workers = Workers(PARALLEL, PATIENT, store.touch, self._ended)
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
         self.last_plan = Plan((), ())
 
     async def run(self) -> None:
         """Rounds, for ever."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause()):  # wait_for may swallow a cancellation
-                    await self._store.changed.wait()
-            self._store.changed.clear()
-            await self.round()
-            self.planned.set()
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):  # wait_for may swallow a cancellation
+                        await self._store.changed.wait()
+                self._store.changed.clear()
+                begin = time.monotonic()
+                self._advance_touched()
+                self._inspect_some()
+                self._plan()
+                self.planned.set()
+                # What happens meanwhile makes one round, and rounds take a third of the time at most.
+                await asyncio.sleep(min(MOST_REST, 2 * (time.monotonic() - begin)))
+        finally:
+            await self._workers.stop()
 
     async def round(self) -> None:
-        """Advance what was touched, then plan and admit."""
+        """One round with all that follows from it, step by step."""
+        for step in (self._advance_touched, self._advance_touched, self._inspect_some, self._plan):
+            step()
+            await self._workers.join()
+
+    def _advance_touched(self) -> None:
+        """Begin to advance the jobs that something happened to, and those that the queue has room for again."""
         now = time.time()
         touched = self._store.take_dirty() | self._timers.take(now)
         # Who fails again and again is not tried before its time, whatever happens to it meanwhile.
         touched -= {uid for uid in self._failures if (self._timers.get(uid) or 0.0) > now}
-        await self._each(self._in_order(touched), self._advance, str)
-        await self._each([j.uid for j in self._store.take_held()], self._advance, str)
-        await self._inspect_some()
+        jobs = self._store.jobs
+        for uid in [*self._in_order(touched), *(j.uid for j in self._store.take_held() if j.uid not in touched)]:
+            if not self._workers.busy(uid):
+                new = (job := jobs.get(uid)) is not None and job.phase is None
+                self._workers.start(uid, partial(self._advance, uid), patient=new)
+
+    def _plan(self) -> None:
+        """Plan, and begin to admit. The next plan counts with it."""
         with metrics.PLAN_SECONDS.time():
             self.last_plan = plan(self._store.snapshot(time.time()), self.policy)
         metrics.PENDING.set(len(self.last_plan.queue))
         metrics.ACTIVE.set(len(self._store.active))
-        await self._each(self.last_plan.admissions, self._admit, lambda a: a.job.uid)
+        for admission in self.last_plan.admissions:
+            # The slot of who is busy stays free for it until the next round: nobody overtakes it meanwhile.
+            if not self._workers.busy(uid := admission.job.uid):
+                attempt = self._attempt(admission)
+                self._store.expect(replace(admission.job, phase=Phase.STARTING, attempt=attempt))
+                self._workers.start(uid, partial(self._admit, admission.job, attempt))
 
     def _in_order(self, touched: set[str]) -> list[str]:
         """Who may enter the queue comes first, in the queue's order: there may not be room for all."""
@@ -156,27 +186,16 @@ class Reconciler:
         at = self._timers.next()
         return TICK if at is None else max(0.01, min(TICK, at - time.time()))
 
-    async def _each(self, items: Iterable[T], do: Callable[[T], Awaitable[None]], uid: Callable[[T], str]) -> None:
-        """Do it for all, `PARALLEL` at a time; who fails is tried again later and later."""
-        todo, gate = list(items), asyncio.Semaphore(PARALLEL)
-
-        async def one(item: T) -> None:
-            async with gate:
-                await do(item)
-
-        results = await asyncio.gather(*(one(i) for i in todo), return_exceptions=True)
-        for item, result in zip(todo, results, strict=True):
-            key = uid(item)
-            if not isinstance(result, BaseException):
-                self._failures.pop(key, None)
-                continue
-            if not isinstance(result, Exception):
-                raise result
-            count = self._failures[key] = self._failures.get(key, 0) + 1
-            delay = min(30.0, 0.25 * 2 ** min(count, 8))
-            self._timers.put(key, time.time() + delay)
-            unforeseen = None if isinstance(result, ApiError) else result
-            log.warning("will be tried again in %.1f s: %s: %s", delay, key, result, exc_info=unforeseen)
+    def _ended(self, uid: str, error: Exception | None) -> None:
+        """Who fails is tried again later and later."""
+        if error is None:
+            self._failures.pop(uid, None)
+            return
+        count = self._failures[uid] = self._failures.get(uid, 0) + 1
+        delay = min(30.0, 0.25 * 2 ** min(count, 8))
+        self._timers.put(uid, time.time() + delay)
+        unforeseen = None if isinstance(error, ApiError) else error
+        log.warning("will be tried again in %.1f s: %s: %s", delay, uid, error, exc_info=unforeseen)
 
     # --- one job
 
@@ -223,15 +242,20 @@ class Reconciler:
         node = self._store.nodes.get(job.attempt.node) if job.attempt else None
         return node is not None and misfit(job.shape, node) is None
 
-    async def _admit(self, admission: Admission) -> None:
-        job, now = admission.job, time.time()
-        name = pods.pod_name(job.name, job.uid, str(job.attempts + 1))
-        status = lifecycle.admit(job, admission.node, admission.slot, name, now)
-        if not await write_status(self._client, self._store, job, status):
-            return
+    def _attempt(self, admission: Admission) -> Attempt:
+        job, number = admission.job, admission.job.attempts + 1
+        name = pods.pod_name(job.name, job.uid, str(number))
+        return Attempt(number, admission.node, admission.slot, name, None, time.time(), AttemptState.ACTIVE)
+
+    async def _admit(self, job: Job, attempt: Attempt) -> None:
+        status = lifecycle.admit(job, attempt.node, attempt.slot, attempt.pod_name, attempt.started)
+        try:
+            if not await write_status(self._client, self._store, job, status):
+                return
+        finally:
+            self._store.recount(job.uid)
         metrics.ADMISSIONS.inc()
         self._announce(job, status)
-        attempt = Attempt(job.attempts + 1, admission.node, admission.slot, name, None, now, AttemptState.ACTIVE)
         await self._act(job, actions.Run(attempt))
 
     def _announce(self, job: Job, status: JSON) -> None:
@@ -259,6 +283,7 @@ class Reconciler:
             case actions.Inspect():
                 assert job is not None
                 self._to_inspect.add(job.uid)
+                self._store.changed.set()
             case actions.Run(attempt):
                 assert job is not None
                 raw, end = self._store.raw[job.uid], running.deadline(job, attempt)
@@ -273,18 +298,24 @@ class Reconciler:
                 assert job is not None
                 await self._client.delete(job_path(job).removesuffix("/status"), job.uid)
 
-    async def _inspect_some(self) -> None:
-        """Inspect pods for the first in order, as many as may run at a time."""
+    def _inspect_some(self) -> None:
+        """Begin to create inspect pods for the first in order, as many as may run at a time."""
         if not self._to_inspect:
             return
         running = sum(p.kind == "inspect" and not p.finished for p in self._store.pods.values())
         wanted = [j for uid in self._to_inspect if (j := self._store.waiting.get(uid)) and j.phase is Phase.VALIDATING]
-        first = heapq.nsmallest(max(0, self._settings.max_inspections - running), wanted, key=RANK)
+        room = max(0, self._settings.max_inspections - running - len(self._inspecting))
+        first = [j for j in heapq.nsmallest(room, wanted, key=RANK) if not self._workers.busy(j.uid)]
         self._to_inspect = {j.uid for j in wanted} - {j.uid for j in first}
-        await self._each(first, self._inspect, lambda j: j.uid)
+        for job in first:
+            self._inspecting.add(job.uid)
+            self._workers.start(job.uid, partial(self._inspect, job))
 
     async def _inspect(self, job: Job) -> None:
-        await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
+        try:
+            await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
+        finally:
+            self._inspecting.discard(job.uid)
 
     def _spec(self, job: Job) -> JobSpec:
         return convert.spec_of(self._store.raw[job.uid]["spec"])
@@ -345,14 +376,9 @@ class Reconciler:
     async def _release(self, pod: Pod) -> None:
         path = pod_path(pod)
         try:
-            raw = await self._client.get(path)
-            if raw["metadata"]["uid"] != pod.uid:
-                return
-            rest = [f for f in raw["metadata"].get("finalizers") or [] if f != convert.FINALIZER]
-            body = {
-                "metadata": {"uid": pod.uid, "resourceVersion": raw["metadata"]["resourceVersion"], "finalizers": rest}
-            }
-            self._store.put_pod(await self._client.patch(path, body))
+            # The API server takes it out of the list as it is then; a pod of another uid is a conflict.
+            body = {"metadata": {"uid": pod.uid, "$deleteFromPrimitiveList/finalizers": [convert.FINALIZER]}}
+            self._store.put_pod(await self._client.patch(path, body, STRATEGIC_PATCH))
         except ApiError as e:
-            if e.status != 404:
+            if e.status not in (404, 409):
                 raise

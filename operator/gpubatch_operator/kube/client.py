@@ -24,6 +24,7 @@ from gpubatch_operator.metrics import API_WRITES
 JSON = dict[str, Any]
 Objects = list[JSON]
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"  # of Kubernetes' own kinds only
 TIMEOUT = 10.0  # of one request, seconds; a lost one is repeated by the next plan
 PAGE = 500
 CONNECTIONS = 64
@@ -171,9 +172,9 @@ class Client:
         """Create an object."""
         return await self.request("POST", path, body)
 
-    async def patch(self, path: str, body: JSON) -> JSON:
+    async def patch(self, path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
         """Merge a patch into an object."""
-        return await self.request("PATCH", path, body, content_type=MERGE_PATCH)
+        return await self.request("PATCH", path, body, content_type=kind)
 
     async def delete(self, path: str, uid: str) -> None:
         """Delete the object if it is still this one; gone already is fine."""

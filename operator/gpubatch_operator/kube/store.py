@@ -211,8 +211,12 @@ class Store:
                 self.touch(job.uid)
         self.changed.set()
 
+    def expect(self, job: Job) -> None:
+        """Count a job as what it will be, if a write succeeds that is on its way; then call `recount`."""
+        self._place(job)
+
     def recount(self, uid: str) -> None:
-        """A job that was to enter the queue didn't, as far as we know."""
+        """Count a job as what it is, as far as we know."""
         if job := self.jobs.get(uid):
             self._place(job)
 

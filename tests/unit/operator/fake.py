@@ -17,7 +17,7 @@ from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.phases import CHANGES, FINISHED, Phase
 from gpubatch_operator.kube import convert
-from gpubatch_operator.kube.client import ApiError
+from gpubatch_operator.kube.client import MERGE_PATCH, STRATEGIC_PATCH, ApiError
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import JOBS, NODES, PODS
 from gpubatch_runner.contract import STOP_ANNOTATION
@@ -140,7 +140,8 @@ class Cluster:
     async def create(self, path: str, body: JSON) -> JSON:
         return self._write(lambda: self._create_pod(copy.deepcopy(body)))
 
-    async def patch(self, path: str, body: JSON) -> JSON:
+    async def patch(self, path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
+        assert (kind == STRATEGIC_PATCH) == ("$delete" in str(body))
         return self._write(lambda: self._patch_pod(path, body) if "/pods/" in path else self._patch_status(path, body))
 
     async def delete(self, path: str, uid: str) -> None:
@@ -206,12 +207,14 @@ class Cluster:
         name = path.rpartition("/")[2]
         if name not in self.pods:
             raise self._missing(path)
-        pod = self.pods[name]
-        if "resourceVersion" not in body["metadata"]:
-            assert body["metadata"]["annotations"][STOP_ANNOTATION] in ("Cancelled", "Suspended")
+        pod, meta = self.pods[name], dict(body["metadata"])
+        if meta["uid"] != pod["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", "the uid is another one")
+        if "annotations" in meta:
+            assert meta["annotations"][STOP_ANNOTATION] in ("Cancelled", "Suspended")
             return self._put("pods", merge(pod, body))
-        if body["metadata"]["resourceVersion"] != pod["metadata"]["resourceVersion"]:
-            raise ApiError(409, "Conflict", "the object has been modified")
+        gone = meta.pop("$deleteFromPrimitiveList/finalizers")
+        meta["finalizers"] = [f for f in pod["metadata"].get("finalizers", []) if f not in gone]
         job = next(
             (j for j in self.jobs.values() if j["metadata"]["uid"] == pod["metadata"]["labels"][convert.JOB_UID]), None
         )
@@ -221,7 +224,7 @@ class Cluster:
             assert recorded is None or recorded["state"] not in ("Active", "Stopping"), (
                 "released before it was recorded"
             )
-        out = self._put("pods", merge(pod, body))
+        out = self._put("pods", merge(pod, {"metadata": meta}))
         self._sweep()
         return out
 
