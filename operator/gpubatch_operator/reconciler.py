@@ -121,7 +121,9 @@ class Reconciler:
         self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
         self._inspecting: set[str] = set()  # theirs are being created
-        self._workers = Workers(PARALLEL, PATIENT, store.touch, self._ended)
+        self._workers = Workers(PARALLEL, PATIENT, self._ended)
+        self._missed: set[str] = set()  # something happened to them while they were worked on
+        self._kept: set[str] = set()  # they have a slot, and get it as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
         self.last_plan = Plan((), ())
 
@@ -157,7 +159,9 @@ class Reconciler:
         touched -= {uid for uid in self._failures if (self._timers.get(uid) or 0.0) > now}
         jobs = self._store.jobs
         for uid in [*self._in_order(touched), *(j.uid for j in self._store.take_held() if j.uid not in touched)]:
-            if not self._workers.busy(uid):
+            if self._workers.busy(uid):
+                self._missed.add(uid)
+            else:
                 new = (job := jobs.get(uid)) is not None and job.phase is None
                 self._workers.start(uid, partial(self._advance, uid), patient=new)
 
@@ -168,8 +172,9 @@ class Reconciler:
         metrics.PENDING.set(len(self.last_plan.queue))
         metrics.ACTIVE.set(len(self._store.active))
         for admission in self.last_plan.admissions:
-            # The slot of who is busy stays free for it until the next round: nobody overtakes it meanwhile.
-            if not self._workers.busy(uid := admission.job.uid):
+            if self._workers.busy(uid := admission.job.uid):
+                self._kept.add(uid)  # nobody overtakes it meanwhile
+            else:
                 attempt = self._attempt(admission)
                 self._store.expect(replace(admission.job, phase=Phase.STARTING, attempt=attempt))
                 self._workers.start(uid, partial(self._admit, admission.job, attempt))
@@ -187,7 +192,13 @@ class Reconciler:
         return TICK if at is None else max(0.01, min(TICK, at - time.time()))
 
     def _ended(self, uid: str, error: Exception | None) -> None:
-        """Who fails is tried again later and later."""
+        """The end of some work on a job. Who fails is tried again later and later."""
+        if uid in self._missed:
+            self._missed.remove(uid)
+            self._store.touch(uid)
+        if uid in self._kept:
+            self._kept.remove(uid)
+            self._store.changed.set()
         if error is None:
             self._failures.pop(uid, None)
             return

@@ -12,28 +12,17 @@ class Workers:
     Args:
         parallel: Tasks at a time; the others wait.
         patient: Tasks at a time of those that can wait, so that thousands of them hold nobody up.
-        again: Called with a job that somebody asked for while it was worked on, once that has ended.
-        failed: Called with a job, and with the error of its task or None; what is no `Exception` isn't caught.
+        ended: Called at the end of each task with its job, and its error or None; what is no `Exception` isn't caught.
     """
 
-    def __init__(
-        self,
-        parallel: int,
-        patient: int,
-        again: Callable[[str], None],
-        failed: Callable[[str, Exception | None], None],
-    ) -> None:
+    def __init__(self, parallel: int, patient: int, ended: Callable[[str, Exception | None], None]) -> None:
         self._gate, self._patient = asyncio.Semaphore(parallel), asyncio.Semaphore(patient)
-        self._again, self._failed = again, failed
+        self._ended = ended
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._asked: set[str] = set()
 
     def busy(self, uid: str) -> bool:
-        """Whether the job is worked on. Whoever asks in vain is told by `again`."""
-        if uid not in self._tasks:
-            return False
-        self._asked.add(uid)
-        return True
+        """Whether the job is worked on."""
+        return uid in self._tasks
 
     def start(self, uid: str, work: Callable[[], Awaitable[None]], patient: bool = False) -> None:
         """Work on a job that isn't busy."""
@@ -58,14 +47,12 @@ class Workers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, uid: str, work: Callable[[], Awaitable[None]], gate: asyncio.Semaphore) -> None:
+        error: Exception | None = None
         try:
             async with gate:
                 await work()
-            self._failed(uid, None)
         except Exception as e:
-            self._failed(uid, e)
+            error = e
         finally:
             del self._tasks[uid]
-            if uid in self._asked:
-                self._asked.remove(uid)
-                self._again(uid)
+        self._ended(uid, error)

@@ -40,6 +40,9 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now
+
 
 class Recorder:
     """Events are no part of what is tested."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from typing import Any
 
@@ -148,6 +149,30 @@ async def test_a_phase_is_announced_once(world: World):
     await world.order()
     await world.settle()
     assert [note[1] for note in world.events.notes] == ["Queued", "Starting", "Succeeded"]
+
+
+async def test_a_request_that_hangs_holds_up_no_other_job(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch, nodes=2)
+    create = world.cluster.create
+
+    async def slow(path: str, pod: JSON) -> JSON:
+        if pod["metadata"]["annotations"]["gpubatch.dev/job"] == "slow":
+            await asyncio.Event().wait()
+        return await create(path, pod)
+
+    monkeypatch.setattr(world.cluster, "create", slow)
+    for name in ("slow", "quick", "next"):
+        world.cluster.apply(name, template_spec())
+    loop = asyncio.create_task(world.reconciler.run())
+    for name in ("quick", "next"):
+        while world.running() != [name]:
+            world.cluster.deliver(world.store)
+            await asyncio.sleep(0)
+            assert not loop.done()
+        world.finish()
+    loop.cancel()
+    assert world.phases()["slow"] == "Starting", "its slot is kept for it"
+    assert not world.cluster.broken
 
 
 async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
