@@ -56,14 +56,16 @@ async def test_thousands_who_can_wait_hold_nobody_up(workers: Workers, ends: End
     async def hang() -> None:
         await never.wait()
 
+    worked = asyncio.Event()
+
     async def work() -> None:
-        return None
+        worked.set()
 
     for i in range(1000):
         workers.start(f"new-{i}", hang, patient=True)
     workers.start("urgent", work)
-    while workers.busy("urgent"):
-        await asyncio.sleep(0)
+    await worked.wait()
+    await asyncio.sleep(0)
     assert ends == [("urgent", None)]
     await workers.stop()
     assert not workers.busy("new-0")
