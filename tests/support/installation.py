@@ -118,6 +118,23 @@ class Installation:
             rollout(self.kube, self.console, NAMESPACE, deployment)
         rollout(self.kube, self.console, story.SYSTEM, story.RELEASE)
 
+    def change(self, *values: str) -> None:
+        """Other values for the chart, as `--set` takes them; waits until all replicas have them."""
+        more = [word for value in values for word in ("--set", value)]
+        self.kube.helm("upgrade", story.RELEASE, str(CHART), "--namespace", story.SYSTEM, "--reuse-values", *more)
+        rollout(self.kube, self.console, story.SYSTEM, story.RELEASE)
+
+    def restart(self) -> None:
+        """Replace all replicas, as an upgrade does; waits for it."""
+        deployment = f"deployment/{story.RELEASE}"
+        self.kube.kubectl("-n", story.SYSTEM, "rollout", "restart", deployment)
+        self.kube.kubectl("-n", story.SYSTEM, "rollout", "status", deployment, "--timeout=180s")
+
+    def leader(self) -> str:
+        """The pod that plans."""
+        lease = self.kube.get("-n", story.SYSTEM, "lease", story.RELEASE)
+        return str(lease["spec"]["holderIdentity"])
+
     # --- jobs, and what they left
 
     @asynccontextmanager

@@ -28,8 +28,8 @@ class Webhook:
         self._slices = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         self.instance = namespace
 
-    async def install(self, **values: str) -> None:
-        """The chart's objects; only jobs of this namespace are asked about."""
+    async def install(self, namespaces: JSON | None = None, **values: str) -> None:
+        """The chart's objects, for jobs in these namespaces (a label selector; default: in this one)."""
         helm = subprocess.check_output([ROOT / "hack" / "cluster", "tool", "helm"], text=True).strip()  # noqa: ASYNC221
         given = {"settings.instance": self.instance, "admission.timeoutSeconds": "20", **values}
         command = [helm, "template", "x", ROOT / "charts" / "gpubatch", "--namespace", self._namespace]
@@ -38,7 +38,7 @@ class Webhook:
         service, configuration = yaml.safe_load_all(text)
         del service["spec"]["selector"]
         [webhook] = configuration["webhooks"]
-        webhook["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": self._namespace}}
+        webhook["namespaceSelector"] = namespaces or {"matchLabels": {"kubernetes.io/metadata.name": self._namespace}}
         await self._client.create(f"/api/v1/namespaces/{self._namespace}/services", service)
         await self._client.create(CONFIGURATIONS, configuration)
 
