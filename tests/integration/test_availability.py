@@ -80,19 +80,21 @@ async def test_after_a_clean_shutdown_the_next_plans_within_three_seconds(
     node = await add_node()
     leader, follower = await a_leader_and_a_follower(start)
     with within(3):
-        assert leader.stop() == 0
-        await api.create(template_job("job", **on(node)))
-        await api.phase("job", "Starting")
-    assert await leads(follower)()
+        leader.terminate()
+        await eventually("the follower to lead", leads(follower))
+    await api.create(template_job("job", **on(node)))
+    await api.phase("job", "Starting")
+    assert leader.wait() == 0
 
 
 async def test_after_kill_9_the_next_plans_within_25_seconds(api: Api, start: Start, add_node: AddNode) -> None:
     node = await add_node()
-    leader, _ = await a_leader_and_a_follower(start)
+    leader, follower = await a_leader_and_a_follower(start)
     with within(25):
         leader.kill()
-        await api.create(template_job("job", **on(node)))
-        await api.phase("job", "Starting")
+        await eventually("the follower to lead", leads(follower))
+    await api.create(template_job("job", **on(node)))
+    await api.phase("job", "Starting")
 
 
 async def test_a_killed_leader_that_is_started_again_leads_at_once(api: Api, start: Start, add_node: AddNode) -> None:

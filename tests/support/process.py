@@ -46,6 +46,10 @@ class OperatorProcess:
         """`kill -9`, as a power cut or an OOM killer would."""
         self._end(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for its end."""
+        self._living.send_signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         return self._end(signal.SIGTERM)
@@ -67,13 +71,17 @@ class OperatorProcess:
         assert self._process is not None
         return self._process
 
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        status = self._living.wait(60)
+        self._process = None
+        return status
+
     def _end(self, sig: signal.Signals) -> int:
         if self._process is None:
             return 0
         self._process.send_signal(sig)
-        status = self._process.wait(60)
-        self._process = None
-        return status
+        return self.wait()
 
     @property
     def log(self) -> str:
