@@ -52,7 +52,7 @@ def training(installation: Installation, name: str, node: str, epochs: int) -> J
 async def test_a_training_that_is_killed_twice_ends_with_the_weights_of_an_uninterrupted_one(
     api: Api, installation: Installation, bucket: S3Store, say: Say
 ) -> None:
-    epochs = 600
+    epochs = 300
     await api.create(training(installation, "uninterrupted", "gpu-a", epochs))
     await api.create(training(installation, "killed", "gpu-b", epochs))
     seen: list[JSON] = []
