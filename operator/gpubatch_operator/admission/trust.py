@@ -114,7 +114,7 @@ class Trust:
         return False
 
 
-async def follow_files(context: ssl.SSLContext, folder: Path, ready: Callable[[], None]) -> None:
+async def follow_files(context: ssl.SSLContext, folder: Path, ready: Callable[[], None], pause: float = 5.0) -> None:
     """The same for a certificate that others make, as cert-manager does: read it anew when it changes, for ever."""
     served: Pair | None = None
     while True:
@@ -126,7 +126,7 @@ async def follow_files(context: ssl.SSLContext, folder: Path, ready: Callable[[]
                 ready()
         except (OSError, ssl.SSLError) as e:
             log.warning("the webhook's certificate in %s can't be read: %s", folder, e)
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(pause)
 
 
 def load(context: ssl.SSLContext, pair: Pair) -> None:

@@ -77,6 +77,7 @@ class Elector:
         self._sight: Sight | None = None
         self._acquired = ""
         self._renewed: float | None = None  # when the last good renewal was sent; None while not leading
+        self._released = False
         self._stirred = asyncio.Event()  # the watch has seen something
 
     @property
@@ -85,7 +86,13 @@ class Elector:
         return self._renewed is not None and monotonic() < held_until(self._renewed, self._terms)
 
     def check(self) -> None:
-        """To be called right before each write of a leader: without the lease it doesn't return."""
+        """To be called right before each write of a leader: without the lease it doesn't return.
+
+        Raises:
+            ApiError: The lease was given up in good order, and the process is about to end.
+        """
+        if self._released:
+            raise ApiError(0, "Released", "this replica doesn't lead any more")
         if not self.leads:
             self._on_lost("a write without the lease was about to happen")
 
@@ -126,6 +133,7 @@ class Elector:
         """Give the lease up, for others to take it at once. Nothing may be written after this, or while it runs."""
         if not self.leads:
             return
+        self._released = True
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self._write("")

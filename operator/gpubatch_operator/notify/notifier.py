@@ -53,9 +53,16 @@ class Notifier:
         """Start what is due, for ever."""
         timeout = httpx.Timeout(self._settings.webhook_timeout_seconds)
         async with httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False) as http:
-            while True:
-                self._start_due(http, time.time())
-                await asyncio.sleep(PAUSE)
+            try:
+                while True:
+                    self._start_due(http, time.time())
+                    await asyncio.sleep(PAUSE)
+            finally:
+                # Whoever leads next sends them again, under the same ids.
+                tasks = list(self._in_flight.values())
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_due(self, http: httpx.AsyncClient, now: float) -> None:
         for uid in self._store.deliverable:

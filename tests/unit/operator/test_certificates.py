@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from gpubatch_operator.admission import certificates
 from gpubatch_operator.admission.certificates import Certificates, advance, from_secret, make, to_secret
-from gpubatch_operator.admission.trust import load
+from gpubatch_operator.admission.trust import follow_files, load
 
 NAMES = ["gpubatch-admission.gpubatch-system.svc", "10.0.0.1"]
 DAY = 86400.0
@@ -24,8 +26,14 @@ def first() -> Certificates:
 
 def trusts(authorities: str, pair: certificates.Pair) -> bool:
     """Whether a client that trusts these takes this certificate, by OpenSSL itself."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cadata=authorities)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load(server, pair)
+    return handshake(server, authorities)
+
+
+def handshake(server: ssl.SSLContext, authorities: str) -> bool:
+    """Whether a client that trusts these takes what is served."""
+    client = ssl.create_default_context(cadata=authorities)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     a = client.wrap_bio(to_client, to_server, server_hostname=NAMES[0])
     b = server.wrap_bio(to_server, to_client, server_side=True)
@@ -102,3 +110,25 @@ def test_a_lost_key_is_not_served():
     data = to_secret(replace(held, following=None))
     del data["tls.key"]
     assert from_secret(data) is None
+
+
+async def test_a_certificate_of_others_is_served_and_read_anew_when_it_changes(tmp_path: Path):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authorities: list[str] = []
+
+    def put() -> None:
+        pair, authority = make(NAMES, time.time(), LIFE)
+        (tmp_path / "tls.crt").write_text(pair.certificate)
+        (tmp_path / "tls.key").write_text(pair.key)
+        authorities.append(authority)
+
+    ready = asyncio.Event()
+    following = asyncio.create_task(follow_files(context, tmp_path, ready.set, pause=0.01))
+    put()
+    await ready.wait()
+    assert handshake(context, authorities[0])
+    put()
+    while not handshake(context, authorities[1]):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not handshake(context, authorities[0])
+    following.cancel()
