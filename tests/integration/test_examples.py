@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("folder", ["examples", "hack/demo_lib/overlay", "examples/templates"])
+@pytest.mark.parametrize("folder", ["examples", "hack/demo_lib/overlay", "examples/templates", "examples/presigned"])
 def test_examples_are_valid(kubeconfig: Path, folder: str) -> None:
     kubectl = subprocess.check_output([ROOT / "hack" / "cluster", "tool", "kubectl"], text=True).strip()
     manifest = subprocess.check_output([kubectl, "kustomize", ROOT / folder], text=True)
