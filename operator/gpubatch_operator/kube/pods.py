@@ -325,5 +325,7 @@ def _locked_to(affinity: JSON, attempt: Attempt) -> JSON:
     if attempt.node:  # else kube-scheduler chooses, among nodes that don't exist yet
         here = {"key": "metadata.name", "operator": "In", "values": [attempt.node]}
         affinity["nodeAffinity"] = {required: {"nodeSelectorTerms": [{"matchFields": [here]}]}}
-    affinity.setdefault("podAntiAffinity", {}).setdefault(required, []).append(alone)
-    return affinity
+    anti = affinity.get("podAntiAffinity") or {}
+    if isinstance(anti, dict) and isinstance(own := anti.get(required) or [], list):
+        affinity["podAntiAffinity"] = anti | {required: [*own, alone]}
+    return affinity  # with what is no affinity left in it the API server refuses the pod

@@ -60,9 +60,7 @@ def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace
     for container in own:
         container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
         _tell_where(container)
-    first = body["containers"][0]
-    for part in ("limits", "requests"):
-        first.setdefault("resources", {}).setdefault(part, {})[spec.gpu_resource] = spec.gpus
+    _give_gpus(body["containers"][0], {spec.gpu_resource: spec.gpus})
     body["initContainers"] = [_sidecar(body, settings, user), *(body.get("initContainers") or [])]
     token = {"path": "token", "fieldRef": {"fieldPath": "metadata.uid"}}
     body["volumes"] = [
@@ -73,16 +71,29 @@ def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace
     return body
 
 
+# What the CRD's schema doesn't know may have any form. What isn't as in a pod is left as it is: the API server refuses
+# the pod, and says why.
+
+
 def _tell_where(container: JSON) -> None:
-    given = {e.get("name") for e in container.get("env") or []}
-    # Ours first: theirs may refer to them.
-    ours = [{"name": name, "value": value} for name, value in ENV.items() if name not in given]
-    container["env"] = [*ours, *(container.get("env") or [])]
-    container["volumeMounts"] = [
-        *(container.get("volumeMounts") or []),
-        {"name": FILE_VOLUME, "mountPath": contract.PROGRESS_DIR},
-        {"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": True},
-    ]
+    env, mounts = container.get("env") or [], container.get("volumeMounts") or []
+    if isinstance(env, list):
+        given = {e.get("name") for e in env if isinstance(e, dict)}
+        # Ours first: theirs may refer to them.
+        container["env"] = [{"name": k, "value": v} for k, v in ENV.items() if k not in given] + env
+    if isinstance(mounts, list):
+        container["volumeMounts"] = [
+            *mounts,
+            {"name": FILE_VOLUME, "mountPath": contract.PROGRESS_DIR},
+            {"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": True},
+        ]
+
+
+def _give_gpus(container: JSON, gpus: JSON) -> None:
+    resources = container.get("resources") or {}
+    if isinstance(resources, dict):
+        given = {part: resources.get(part) or {} for part in ("limits", "requests")}
+        container["resources"] = resources | {k: v | gpus if isinstance(v, dict) else v for k, v in given.items()}
 
 
 def _sidecar(body: JSON, settings: Settings, user: int) -> JSON:
@@ -111,5 +122,6 @@ def _same_user(body: JSON, user: int) -> JSON:
     """The first container's uid and gid: many programs write files that nobody else may read. Never root's."""
     found: JSON = {}
     for security in (body.get("securityContext"), body["containers"][0].get("securityContext")):
-        found |= {k: v for k in ("runAsUser", "runAsGroup") if (v := (security or {}).get(k)) is not None}
+        if isinstance(security, dict):
+            found |= {k: v for k in ("runAsUser", "runAsGroup") if isinstance(v := security.get(k), int)}
     return {"runAsUser": found.get("runAsUser") or user, "runAsGroup": found.get("runAsGroup") or user}

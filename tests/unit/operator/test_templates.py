@@ -99,6 +99,27 @@ def test_the_sidecar_reads_with_the_eyes_of_the_first_container_but_never_as_roo
     assert made(pod_spec)["spec"]["initContainers"][0]["securityContext"]["runAsUser"] == user
 
 
+@pytest.mark.parametrize("value", [None, "text", 7, ["text"], {"A": "b"}, {"limits": None}, {"limits": 7}], ids=str)
+@pytest.mark.parametrize("field", ["env", "volumeMounts", "resources", "securityContext", "ports"])
+def test_what_is_not_as_in_a_pod_is_left_to_the_api_server_to_refuse(field: str, value: Any):
+    container = made({"containers": [{"name": "train", field: value}]})["spec"]["containers"][0]
+    if field in ("env", "volumeMounts") and not isinstance(value, list) and value is not None:
+        assert container[field] == value
+    if field == "resources" and not isinstance(value, dict) and value is not None:
+        assert container[field] == value
+
+
+@pytest.mark.parametrize(
+    "affinity", [{}, {"podAntiAffinity": None}, {"podAntiAffinity": "x"}, {"podAffinity": 7}], ids=str
+)
+def test_the_locks_are_there_whatever_the_templates_affinity(affinity: JSON):
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    got = made({"affinity": affinity})["spec"]["affinity"]
+    assert got["nodeAffinity"][required]["nodeSelectorTerms"]
+    if affinity.get("podAntiAffinity") != "x":
+        assert got["podAntiAffinity"][required][0]["topologyKey"] == "kubernetes.io/hostname"
+
+
 def test_time_to_save_a_checkpoint_unless_the_template_says_otherwise():
     assert made()["spec"]["terminationGracePeriodSeconds"] == 120
     assert made({"terminationGracePeriodSeconds": 7})["spec"]["terminationGracePeriodSeconds"] == 7
