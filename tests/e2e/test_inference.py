@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -315,3 +316,54 @@ async def test_deleting_a_running_job_saves_what_it_has_and_frees_the_slot(
     assert not answered_once(partial, known)
     assert set(known) < set(ids(slow_requests()))
     assert read_lines(bucket, "deleted.out.jsonl") == [], "the output's own name is for complete results"
+
+
+async def test_deleting_a_job_while_its_model_loads_frees_the_slot_at_once(
+    api: Api, bucket: S3Store, image: str, say: Say
+) -> None:
+    upload(bucket, "loading", slow_requests())
+    await api.create(batch("loading", **on("gpu-b")))
+    pod = await api.pod_of("loading")
+
+    async def importing() -> bool:
+        status = (await api.client.get(f"{api.pods_path}/{pod['metadata']['name']}"))["status"]
+        return any("running" in engine["state"] for engine in status.get("initContainerStatuses", []))
+
+    await eventually("the engine to start", importing)
+    await asyncio.sleep(2)  # it is importing its libraries now, and doesn't hear SIGTERM
+    await api.create(sleeper("next", image, 0, **on("gpu-b")))
+    start = time.monotonic()
+    await api.client.request("DELETE", f"{api.jobs_path}/loading")
+    await api.phase("next", "Succeeded")
+    say(f"the next job was done {time.monotonic() - start:.0f} s after the deletion")
+    assert time.monotonic() - start < 45, "not only after the grace period of 120 s"
+
+
+@pytest.mark.parametrize("model", ["chat", "minilm"])
+async def test_a_batch_may_mix_all_endpoints_that_the_engine_has(api: Api, bucket: S3Store, model: str) -> None:
+    bodies: dict[str, JSON] = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4},
+        "/v1/completions": {"prompt": "hello", "max_tokens": 4},
+        "/v1/responses": {"input": "hello", "max_output_tokens": 4},
+    }
+    if model == "minilm":
+        bodies = {
+            "/v1/embeddings": {"input": "hello"},
+            "/v1/score": {"text_1": "hello", "text_2": ["good day", "a car"]},
+            "/v1/rerank": {"query": "hello", "documents": ["good day", "a car"]},
+        }
+    name = f"endpoints-{model}"
+    upload(
+        bucket,
+        name,
+        [
+            json.dumps({"custom_id": url, "method": "POST", "url": url, "body": {"model": model, **body}})
+            for url, body in bodies.items()
+        ],
+    )
+    await api.create(batch(name, model))
+    status = await api.phase(name, "Succeeded", ENGINE_PATIENCE)
+    failed = read_lines(bucket, f"{name}.errors.jsonl")
+    assert not failed
+    assert not answered_once(read_lines(bucket, f"{name}.out.jsonl"), list(bodies))
+    assert status["results"]["usage"]["inputTokens"] > 0

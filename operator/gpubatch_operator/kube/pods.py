@@ -166,6 +166,9 @@ def _inference_spec(spec: JobSpec, work: Inference, run: contract.RunSpec, setti
                 "resources": resources,
                 "securityContext": LOCKED,
                 "terminationMessagePolicy": "FallbackToLogsOnError",
+                # While Python imports it has no handler for SIGTERM, and a container's first process doesn't die of a
+                # signal without one. For SIGINT it has one from its first moment.
+                "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "kill -INT 1"]}}},
                 "volumeMounts": [
                     {"name": "gpubatch-tmp", "mountPath": "/tmp"},
                     {"name": "gpubatch-shm", "mountPath": "/dev/shm"},
