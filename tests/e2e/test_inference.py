@@ -362,7 +362,7 @@ async def test_a_batch_may_mix_all_endpoints_that_the_engine_has(api: Api, bucke
         ],
     )
     await api.create(batch(name, model))
-    status = await api.phase(name, "Succeeded", ENGINE_PATIENCE)
+    status = (await api.phase(name, "Succeeded", patience=ENGINE_PATIENCE))["status"]
     failed = read_lines(bucket, f"{name}.errors.jsonl")
     assert not failed
     assert not answered_once(read_lines(bucket, f"{name}.out.jsonl"), list(bodies))
