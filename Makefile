@@ -32,8 +32,8 @@ check: $(VENV)/ready ## Lint, types, layers, generated files, chart
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=operator:runner $(BIN)/lint-imports
-	PYTHONPATH=operator:runner $(BIN)/python -m gpubatch_operator.api.crd | diff crds/gpubatchjobs.yaml - || \
+	PYTHONPATH=operator:runner:cli $(BIN)/lint-imports
+	PYTHONPATH=operator:runner:cli $(BIN)/python -m gpubatch_operator.api.crd | diff crds/gpubatchjobs.yaml - || \
 	  { echo "crds/gpubatchjobs.yaml is not up to date: make generate"; exit 1; }
 	$(BIN)/python hack/chart --check
 	$(BIN)/python hack/apidocs --check
@@ -44,7 +44,7 @@ format: $(VENV)/ready ## Format the code
 	$(BIN)/ruff format .
 
 generate: $(VENV)/ready ## Make the generated files anew: CRD, chart
-	PYTHONPATH=operator:runner $(BIN)/python -m gpubatch_operator.api.crd > crds/gpubatchjobs.yaml
+	PYTHONPATH=operator:runner:cli $(BIN)/python -m gpubatch_operator.api.crd > crds/gpubatchjobs.yaml
 	$(BIN)/python hack/chart
 	$(BIN)/python hack/apidocs
 

@@ -270,7 +270,8 @@ class LineError(Model):
     line: int = Field(description="1 for the first line.")
     custom_id: str | None = None
     code: str
-    message: str
+    message: str = Field(description="What is wrong, and what to do.")
+    param: str | None = Field(default=None, description="The field at fault.")
 
 
 class Inspection(Model):

@@ -19,7 +19,6 @@ from gpubatch_runner.results import Publication
 log = logging.getLogger(__name__)
 
 FIRST_ERRORS = 10
-BYTES_PER_TOKEN = 4
 
 
 class Tally:
@@ -141,7 +140,7 @@ def _verdict(tally: Tally, error: RunnerError | None, errors: str | None) -> Ins
         message=str(error) if error else "",
         requests=tally.requests,
         invalid=tally.invalid,
-        input_tokens=-(-tally.prompt_bytes // BYTES_PER_TOKEN),
+        input_tokens=-(-tally.prompt_bytes // prompts.BYTES_PER_TOKEN),
         max_output_tokens=tally.max_output_tokens,
         first_errors=tuple(tally.first_errors),
         errors=errors,

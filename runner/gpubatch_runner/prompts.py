@@ -9,6 +9,9 @@ from typing import Any
 
 from gpubatch_runner.requests import Checked
 
+BYTES_PER_TOKEN = 4
+"""What the tokens of a prompt are estimated by where no tokenizer is at hand."""
+
 LEVELS = tuple(128 << n for n in range(9))
 """Bytes of the beginnings that are compared, the longest 32 KiB."""
 

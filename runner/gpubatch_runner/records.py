@@ -43,7 +43,7 @@ def unanswered(token: str, request: Request, code: str, message: str) -> bytes:
 
 def invalid(token: str, error: LineError) -> bytes:
     """A line of the input that is no request."""
-    detail = {"code": error.code, "message": error.message, "line": error.line}
+    detail = {"code": error.code, "message": error.message, "param": error.param, "line": error.line}
     return _dump(_record(token, error.line, error.custom_id, None, detail))
 
 

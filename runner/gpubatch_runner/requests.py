@@ -20,6 +20,22 @@ from gpubatch_runner.lines import MAX_LINE
 MAX_CUSTOM_ID = 512
 """Characters of the longest `custom_id`."""
 
+PARAMS = {
+    "missing_custom_id": "custom_id",
+    "invalid_custom_id": "custom_id",
+    "duplicate_custom_id": "custom_id",
+    "invalid_method": "method",
+    "invalid_url": "url",
+    "missing_body": "body",
+    "invalid_body": "body",
+    "missing_model": "body.model",
+    "model_mismatch": "body.model",
+    "stream_not_supported": "body.stream",
+    "missing_file_url": "body.file_url",
+    "invalid_file_url": "body.file_url",
+}
+"""The field at fault, by code; the others are about the line as a whole."""
+
 FILE_SCHEMES = ("http://", "https://", "data:", "s3://")
 """How a transcription's `file_url` may begin."""
 
@@ -82,7 +98,7 @@ class Validator:
     """
 
     def __init__(self, served_model_name: str | None) -> None:
-        self._model = served_model_name
+        self.model = served_model_name
         self._seen = KeySet()
 
     def check(self, number: int, raw: bytes) -> Checked | LineError | None:
@@ -101,7 +117,8 @@ class Validator:
                 _check_file_url(body)
             return Checked(Request(number, str(given), url, payload), body)
         except _FlawError as error:
-            return LineError(line=number, custom_id=custom_id, code=error.code, message=str(error))
+            param = PARAMS.get(error.code)
+            return LineError(line=number, custom_id=custom_id, code=error.code, message=str(error), param=param)
 
     def _check_custom_id(self, value: object) -> None:
         if value is None or value == "":
@@ -126,10 +143,10 @@ class Validator:
             raise _FlawError("missing_body", "body is missing; expected the request's JSON object")
         if not isinstance(body, dict):
             raise _FlawError("invalid_body", f"body is {_kind(body)}; expected a JSON object: write the request there")
-        model, served = body.get("model"), _shown(self._model) if self._model is not None else "the job's model"
+        model, served = body.get("model"), _shown(self.model) if self.model is not None else "the job's model"
         if model is None or model == "":
             raise _FlawError("missing_model", f"body.model is missing; this job serves {served}: write that")
-        if self._model is not None and model != self._model:
+        if self.model is not None and model != self.model:
             raise _FlawError(
                 "model_mismatch",
                 f"body.model is {_shown(model)}; this job serves {served}: write that (it is spec.inference."
