@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     try:
         count_tokens = _tokenizer(options.tokenizer) if options.tokenizer else None
-        source = sys.stdin.buffer if options.file == "-" else Path(options.file).open("rb")
+        source = sys.stdin.buffer if options.file == "-" else Path(options.file).open("rb")  # noqa: SIM115
         with tempfile.TemporaryFile("w+") as errors, source as file:
             findings = Findings(errors, count_tokens)
             asyncio.run(_read(options.file, file, Validator(options.model), findings))
