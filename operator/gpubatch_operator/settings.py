@@ -118,7 +118,9 @@ class Settings(BaseModel):
     runner_memory: str = Field(
         default="1Gi", pattern=r"^[0-9]+(Mi|Gi)$", description="Memory limit of the runner's container."
     )
-    engine_restarts: int = Field(default=5, ge=1, description="An engine that ended so many times ends the attempt.")
+    engine_restarts: int = Field(
+        default=5, ge=1, description="An engine that ended so often with no answer between ends the attempt."
+    )
     runner_restarts: int = Field(default=10, ge=1, description="The same for the runner.")
     instance: str = Field(
         default="",

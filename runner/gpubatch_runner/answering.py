@@ -176,6 +176,7 @@ class Answering:
         elif isinstance(result, Unanswered):
             record = records.unanswered(self._token, request, result.code, result.message)
         else:
+            self._progress.engine_proven = True
             body = answers.one_line(result.body, result.is_json and result.tokens is not None, result.ok)
             record = records.answered(self._token, request, result.status, result.request_id, body)
             if result.ok:

@@ -233,6 +233,9 @@ class Progress(Model):
     processing_seconds: FiniteFloat = Field(
         default=0.0, description="Seconds spent in the stage Processing, over container restarts."
     )
+    engine_proven: bool = Field(
+        default=False, description="Whether the engine has answered a request since it last came up."
+    )
     percent: float | None = Field(default=None, ge=0, le=100, description="Where nothing is counted.")
     remaining_seconds: float | None = Field(default=None, ge=0, le=1e9)
     metrics: dict[Annotated[str, Field(max_length=63)], FiniteFloat] = Field(

@@ -32,6 +32,7 @@ class RunProgress:
         self.failed = 0
         self.input_tokens = 0
         self.output_tokens = 0
+        self.engine_proven = False
         self.seconds: dict[str, float] = seconds if seconds is not None else {}
         self.metrics = Metrics()
         self.metrics.registry.register(_Counts(self))
@@ -88,6 +89,7 @@ class RunProgress:
             rate=self._rate(),
             usage=self.usage,
             processing_seconds=round(self.seconds.get(Stage.PROCESSING, 0.0), 3),
+            engine_proven=self.engine_proven,
             time=datetime.now(UTC),
         )
 

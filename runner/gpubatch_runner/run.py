@@ -187,6 +187,7 @@ class Attempt:
     def _show_engine(self, up: bool, message: str) -> None:
         metrics = self._progress.metrics
         metrics.engine_up.set(up)
+        self._progress.engine_proven = False
         if not up and self._workdir.state.engine_answered:
             metrics.engine_deaths.inc()
         processing = up and self._journal is not None

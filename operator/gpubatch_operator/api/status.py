@@ -79,6 +79,10 @@ class Attempt(ApiModel):
     )
     reason: Annotated[str, Field(max_length=256)] | None = None
     message: Message | None = None
+    engine_restarts_survived: int | None = Field(
+        default=None,
+        description="Restarts of the engine after which it has answered again; they don't end the attempt.",
+    )
 
 
 class Progress(ApiModel):

@@ -61,6 +61,7 @@ def attempt_json(a: Attempt, ended: float | None = None) -> JSON:
         "state": a.state.value,
         "reason": a.reason,
         "message": a.message[:MAX_MESSAGE] if a.message is not None else None,
+        "engineRestartsSurvived": a.engine_restarts_survived or None,
     }
     return {k: v for k, v in out.items() if v is not None}
 

@@ -79,6 +79,7 @@ class Attempt:
     reason: str | None = None
     message: str | None = None
     stopping_since: float | None = None
+    engine_restarts_survived: int = 0  # restarts of the engine after which it has answered again
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class ProgressReport:
     processing_seconds: float
     at: float
     share: float | None = None  # 0 to 100, where it was said and nothing is counted
+    engine_proven: bool = False  # the engine has answered a request since it last came up
     remaining_seconds: float | None = None  # the program's own estimate, or by what was seen
     metrics: Mapping[str, float] = field(default_factory=dict)
 

@@ -84,7 +84,11 @@ def advance(
             attempt = replace(attempt, node=pod.node, started=now)
             status |= {"nodeName": pod.node, "startTime": iso(now)}
         endings.record(status, attempt)
-    trouble = trouble_of(pod, limits)
+    if report is not None and report.engine_proven and pod.engine_restarts > attempt.engine_restarts_survived:
+        # Requests that kill the engine may lie far apart: only restarts without an answer between them add up.
+        attempt = replace(attempt, engine_restarts_survived=pod.engine_restarts)
+        endings.record(status, attempt)
+    trouble = trouble_of(pod, limits, attempt.engine_restarts_survived)
     if trouble is None:
         status.pop("pending", None)
         return Step(_progressing(job, status, pod, report, now, silent_since), retry_at=due)

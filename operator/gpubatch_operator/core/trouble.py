@@ -53,9 +53,9 @@ class Trouble:
         return seconds(since) + self.patience
 
 
-def trouble_of(pod: Pod, limits: Limits) -> Trouble | None:
+def trouble_of(pod: Pod, limits: Limits, engine_restarts_survived: int = 0) -> Trouble | None:
     """The dominant trouble of a pod that hasn't finished, or None if it is well as far as the kubelet can tell."""
-    given_up = pod.engine_restarts >= limits.engine_restarts
+    given_up = pod.engine_restarts - engine_restarts_survived >= limits.engine_restarts
     if pod.engine_end and (given_up or pod.engine_down):
         reason, message = pod.engine_end
         oom = reason == "OOMKilled"

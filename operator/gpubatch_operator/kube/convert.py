@@ -306,6 +306,7 @@ def report_of(p: Progress) -> ProgressReport:
         output_tokens=p.usage.output_tokens,
         processing_seconds=p.processing_seconds,
         at=p.time.timestamp(),
+        engine_proven=p.engine_proven,
         share=p.percent,
         remaining_seconds=p.remaining_seconds,
         metrics=p.metrics,
@@ -342,6 +343,7 @@ def _attempt(a: JSON) -> Attempt:
         reason=a.get("reason"),
         message=a.get("message"),
         stopping_since=_maybe_seconds(a.get("stopTime")),
+        engine_restarts_survived=a.get("engineRestartsSurvived", 0),
     )
 
 

@@ -242,6 +242,22 @@ def test_an_engine_that_ends_again_and_again_fails_the_job_and_frees_the_slot():
     assert step(job).status["phase"] == "Failed"
 
 
+def test_an_engine_that_answers_between_its_ends_is_not_given_up():
+    """Requests that kill it may lie far apart: each has to be found out, by three ends, before the run goes on."""
+    job = admitted()
+    for restarts in (2, 4, 6, 8):
+        sick = pod(node="node-a", phase="Running", engine_restarts=restarts, engine_end=("exit code 1", "poison"))
+        out = step(job, sick, report=replace(report(), engine_proven=False))
+        assert newest(out.status)["state"] == "Active"
+        out = step(a_job(out.status), sick, report=replace(report(), engine_proven=True))
+        assert newest(out.status)["engineRestartsSurvived"] == restarts
+        job = a_job(out.status)
+    sick = pod(node="node-a", phase="Running", engine_restarts=12, engine_end=("exit code 1", "broken"))
+    assert newest(step(job, sick).status)["state"] == "Active", "also after a restart of the operator, without a report"
+    stop = step(job, replace(sick, engine_restarts=13))
+    assert newest(stop.status)["state"] == "Stopping"
+
+
 def test_a_pod_that_waits_for_somebody_elses_gpu_is_no_reason_to_fail():
     waits = pod(unschedulable="0/3 nodes are available: insufficient nvidia.com/gpu")
     status = step(admitted(), waits, now=NOW + 10**6).status
