@@ -33,7 +33,7 @@ def write_input(file: Path, kind: str, count: int, tokens: int) -> None:
     Args:
         file: Where to.
         kind: `chat`: short ones that share nothing. `embeddings`: a sentence each. `prefixes`: questions about 40
-            documents of about 350 tokens (of the tiny model), shuffled.
+            documents of about 300 tokens (of the tiny model), shuffled.
         count: How many.
         tokens: That each chat yields.
     """

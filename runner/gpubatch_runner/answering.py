@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ from gpubatch_runner.contract import EngineInfo, LineError, RunSpec, Stage, Usag
 from gpubatch_runner.dispatch import Dispatcher, Result, TimedOut, Unanswered
 from gpubatch_runner.engine import EngineClient
 from gpubatch_runner.environment import Environment
+from gpubatch_runner.failures import InternalError
 from gpubatch_runner.files import Files
 from gpubatch_runner.journal import Destination, Journal
 from gpubatch_runner.order import Order, OrderWriter
@@ -60,6 +62,9 @@ def judge(spec: RunSpec, workdir: Workdir) -> int:
             else:
                 writer.add(number, offset, len(line), prefix_key(judged), size)
         writer.finish()
+        for written in (order, invalid):  # or a power cut could shorten them, and requests would go unsent
+            written.flush()
+            os.fsync(written.fileno())
     tally.check()
     partial[0].replace(workdir.order)
     partial[1].replace(workdir.invalid)
@@ -140,6 +145,11 @@ class Answering:
         await self._send(dispatcher, stop)
         if (error := stop.error) is not None and self._next_open() is not None:
             raise error
+        if missing := (self._progress.total or 0) - self._journal.completed - self._journal.failed:
+            raise InternalError(
+                f"{missing} requests have no result though all were sent: the volume {self._workdir.input.parent} has "
+                "lost data. Run the job again."
+            )
 
     async def _send(self, dispatcher: Dispatcher, stop: Stop) -> None:
         todo = Order(self._workdir.order, self._workdir.input).requests(without=self._journal.done)

@@ -342,7 +342,7 @@ async def test_a_slow_but_steady_server_is_not_given_up_within_its_limits(job: J
         size = 0
         while chunk := await request.content.read(500_000):
             size += len(chunk)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         server.files["out"] = b"x" * size
         return web.Response()
 
