@@ -124,8 +124,17 @@ class Answering:
             EngineNotReady, EngineFailed: The engine is gone for good.
         """
         await self._journal_invalid()
-        if self._next_open() is None:
-            return
+        if self._next_open() is not None:
+            await self._answer_open(client, supervisor, stop, on_engine)
+        if missing := (self._progress.total or 0) - self._journal.completed - self._journal.failed:
+            raise InternalError(
+                f"{missing} requests have no result though all were sent: the volume {self._workdir.input.parent} has "
+                "lost data. Run the job again."
+            )
+
+    async def _answer_open(
+        self, client: EngineClient, supervisor: Supervisor, stop: Stop, on_engine: Callable[[EngineInfo], None]
+    ) -> None:
         limit = self._spec.max_concurrent_requests
         dispatcher = Dispatcher(
             client,
@@ -145,11 +154,6 @@ class Answering:
         await self._send(dispatcher, stop)
         if (error := stop.error) is not None and self._next_open() is not None:
             raise error
-        if missing := (self._progress.total or 0) - self._journal.completed - self._journal.failed:
-            raise InternalError(
-                f"{missing} requests have no result though all were sent: the volume {self._workdir.input.parent} has "
-                "lost data. Run the job again."
-            )
 
     async def _send(self, dispatcher: Dispatcher, stop: Stop) -> None:
         todo = Order(self._workdir.order, self._workdir.input).requests(without=self._journal.done)
