@@ -47,7 +47,7 @@ async def test_nothing_is_lost_and_each_failure_is_told(job: Job) -> None:
     prompts = [f"{fault} {n}" for fault in FAULTS for n in range(3)]
     job.write([asking(prompt) for prompt in prompts])
     async with HostileEngine() as engine:
-        spec = job.spec(engine_url=engine.url, request_timeout_seconds=1, max_retries=2, max_concurrent_requests=16)
+        spec = job.spec(engine_url=engine.url, request_timeout_seconds=3, max_retries=2, max_concurrent_requests=16)
         outcome = await asyncio.wait_for(run(spec, job.environment, asyncio.Event()), 60)
     assert sorted(ids(job.output) + ids(job.errors)) == sorted(prompts)
     assert ids(job.output) == sorted(prompt for prompt in prompts if prompt.split()[0] in SOUND)

@@ -117,21 +117,21 @@ async def test_a_request_that_timed_out_is_408_and_one_refused_by_a_full_engine_
 ) -> None:
     async def behave(prompt: str, _: int) -> web.Response | None:
         if prompt == "1":
-            await asyncio.sleep(5)
+            await asyncio.sleep(30)
         if prompt == "2":
             return web.json_response({"error": {"message": "queue full"}}, status=503)
         await asyncio.sleep(0.1)
         return None
 
     monkeypatch.setattr(dispatch, "BACKOFF_SECONDS", 0.01)
-    job.write([request(n) for n in range(1, 60)])  # enough for the run, and its port, to outlive the two
+    job.write([request(n) for n in range(1, 200)])  # enough for the run, and its port, to outlive the two
     async with FakeEngine(behave) as engine:
-        changes = {"engine_url": engine.url, "request_timeout_seconds": 0.5, "max_concurrent_requests": 3}
+        changes = {"engine_url": engine.url, "request_timeout_seconds": 2, "max_concurrent_requests": 3}
         async with Looking(job, caplog, **changes) as look:
             timed_out, refused = await look.ended("r1"), await look.ended("r2")
             _, status = await look.get("/v1/queue/status")
         assert engine.seen["2"] == 4
-    assert (timed_out["status"], timed_out["error"]) == ("timeout", "408: no answer within 0.5 s")
+    assert (timed_out["status"], timed_out["error"]) == ("timeout", "408: no answer within 2 s")
     assert refused["status"] == "failed"
     assert refused["error"].startswith("503: ")
     assert (status["total_failed"], status["is_running"]) == (2, True)
