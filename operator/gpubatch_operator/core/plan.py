@@ -71,8 +71,12 @@ class _Share:
 
 
 def _may_run(job: Job, now: float) -> bool:
-    """A job whose input is still being validated, or that is in back-off, keeps its place and blocks nobody."""
-    return job.phase is Phase.QUEUED and job.not_before <= now
+    """A job whose input is still being validated, or that is in back-off, keeps its place and blocks nobody.
+
+    One that is back in the queue since its attempt was lost may have been suspended or cancelled meanwhile.
+    """
+    unwanted = job.wishes.suspend or job.wishes.cancel
+    return job.phase is Phase.QUEUED and job.not_before <= now and not unwanted
 
 
 def _placed(order: Iterable[Job], rooms: Rooms, share: _Share, now: float) -> Iterable[Admission]:

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubatch_operator.core import backoff
-from gpubatch_operator.core.model import Aging, Job, Node, Occupant, Policy, Snapshot, Taint, Toleration
+from gpubatch_operator.core.model import Aging, Job, Node, Occupant, Policy, Snapshot, Taint, Toleration, Wishes
 from gpubatch_operator.core.order import in_order
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.placement import misfit
@@ -320,3 +321,10 @@ def test_a_node_that_had_no_room_for_a_job_comes_after_the_others():
 
 def test_a_node_without_slots_takes_no_job():
     assert admitted(plan(Snapshot([job()], [node(slots=0)], []))) == []
+
+
+@pytest.mark.parametrize("wish", [Wishes(suspend=True), Wishes(cancel=True)])
+def test_a_job_that_was_lost_while_its_user_gave_it_up_is_not_run_again(wish: Wishes):
+    lost, other = job("lost", wishes=wish), job("other", ticket=2)
+    decided = plan(Snapshot([lost, other], [node()], []))
+    assert [a.job.name for a in decided.admissions] == ["other"]
