@@ -10,17 +10,18 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from gpubatch_operator.kube.client import Client
-from support.api import Api
+from gpubatch_operator.kube.client import ApiError, Client
+from support.api import Api, eventually
 from support.audit import Findings, audit
 from support.churn import Churn
+from support.faults import FaultyProxy
 from support.forge import Forge, ForkedOperator
 from support.history import Event, Recorder
 from support.kubelet import Kubelets
@@ -29,6 +30,8 @@ LENGTH = float(os.environ.get("GPUBATCH_CHAOS", "1"))
 SEED = int(os.environ.get("GPUBATCH_SEED") or random.SystemRandom().randrange(10**6))
 NODES = ((1, 1), (1, 1), (2, 1), (2, 2))  # GPUs, slots
 KILLS = 100
+FAULTS = 100
+TAKEOVERS = 4
 PACE = 1.5  # seconds that a run takes about
 IMPATIENT = {
     "scale_up_pods": 0,
@@ -36,6 +39,9 @@ IMPATIENT = {
     "unschedulable_seconds": 5,
     "progress_seconds": 3600,  # nobody listens there
 }
+
+
+QUICK = {"lease_duration_seconds": 4, "lease_renew_seconds": 2.5, "lease_retry_seconds": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +176,74 @@ async def test_killed_at_any_moment_it_overtakes_loses_and_doubles_nothing(
                         await s.churn.collect_garbage()
         operator.start()
         await s.verdict()
+
+
+async def test_an_api_server_that_fails_in_every_way_makes_it_overtake_lose_and_double_nothing(
+    api: Api, forge: Forge, kubeconfig: Path, tmp_path: Path
+) -> None:
+    async with (
+        scene(api, forge, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=2) as s,
+        FaultyProxy(kubeconfig, tmp_path, SEED) as proxy,
+    ):
+        operator = s.start(config=proxy.kubeconfig)
+        async with churning(s.churn):
+            proxy.share = 0.06
+            while sum(proxy.counts.values()) - proxy.counts["requests"] < FAULTS * LENGTH:
+                if not operator.lives or s.drawn.random() < 0.05:
+                    operator.kill()
+                    operator.start()
+                await s.writes(s.drawn.randrange(20), patience=2.0)
+        proxy.heal()
+        operator.kill()
+        operator.start()
+        print(json.dumps(proxy.counts))
+        await s.verdict(grace=15.0, answers_lost=True)
+
+
+async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_or_doubled(
+    api: Api, forge: Forge, kubeconfig: Path, tmp_path: Path
+) -> None:
+    replicas = ("one", "two")
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{api.namespace}/leases/{api.namespace}"
+
+    async def leader() -> str | None:
+        with suppress(ApiError):
+            return (await api.client.get(lease))["spec"].get("holderIdentity") or None
+        return None
+
+    async with AsyncExitStack() as stack:
+        s = await stack.enter_async_context(
+            scene(api, forge, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=5, **QUICK)
+        )
+        proxies: dict[str, FaultyProxy] = {}
+        operators: dict[str, ForkedOperator] = {}
+        for name in replicas:
+            (folder := tmp_path / name).mkdir()
+            proxies[name] = await stack.enter_async_context(FaultyProxy(kubeconfig, folder, SEED))
+            operators[name] = s.start(name, proxies[name].kubeconfig)
+            operators[name].start()
+        async with churning(s.churn):
+            for _ in range(round(TAKEOVERS * LENGTH)):
+                old = await eventually("one to lead", leader)
+                await s.writes(s.drawn.randrange(20), patience=10.0)
+                paused = s.drawn.random() < 0.5
+                if paused:
+                    operators[old].pause()
+                else:
+                    proxies[old].dark = True
+                await eventually("the other one to lead", lambda old=old: _another(leader, old))
+                await s.writes(s.drawn.randrange(10), patience=10.0)
+                if paused:
+                    operators[old].resume()
+                await eventually("the old leader to end", lambda old=old: _ended(operators[old]))
+                proxies[old].heal()
+                operators[old].start()
+        await s.verdict()
+
+
+async def _another(leader: Callable[[], Awaitable[str | None]], old: str) -> bool:
+    return await leader() not in (None, old)
+
+
+async def _ended(operator: ForkedOperator) -> bool:
+    return not operator.lives
