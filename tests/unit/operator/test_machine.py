@@ -437,4 +437,4 @@ class CoreAndModel(RuleBasedStateMachine):
 
 
 TestCoreAndModel = CoreAndModel.TestCase
-TestCoreAndModel.settings = settings(max_examples=5 * settings().max_examples, stateful_step_count=40)
+TestCoreAndModel.settings = settings(max_examples=settings().max_examples, stateful_step_count=30)
