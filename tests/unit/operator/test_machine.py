@@ -31,7 +31,7 @@ from unit.operator.build import EPOCH, GPU, inference_spec, node, pod, template_
 JSON = dict[str, Any]
 VALID = json.dumps({"valid": True, "requests": 3})
 NODES = ("n0", "n1", "n2")
-ENTERING = (None, Phase.SUSPENDED, Phase.VALIDATING)
+ENTERING = FINISHED | {None, Phase.SUSPENDED, Phase.VALIDATING}
 
 
 class Crash(BaseException):
@@ -251,6 +251,7 @@ class CoreAndModel(RuleBasedStateMachine):
 
     @rule(priority=st.integers(-1, 1), inference=st.booleans(), retries=st.integers(0, 2), suspend=st.booleans())
     def submit(self, priority: int, inference: bool, retries: int, suspend: bool) -> None:
+        self.core.now += 1  # in one second, who is edited before the operator first sees it counts as later
         self.model.births += 1
         name = f"job-{self.model.births}"
         spec = {"priority": priority, "backoffLimit": retries, "suspend": suspend}
