@@ -15,3 +15,4 @@ PLAN_SECONDS = Histogram(
     "gpubatch_plan_duration_seconds", "Time of one plan.", buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 )
 DELIVERIES = Counter("gpubatch_webhook_attempts_total", "Attempts to deliver a webhook.", ["result"])
+EVENTS_DROPPED = Counter("gpubatch_events_dropped_total", "Events that were too many at a time to be written.")

@@ -1,28 +1,31 @@
 """Keeps positions and estimates in status true enough, off the path of admissions and with bounded writes.
 
-At most once a second it compares the last plan with what is published, and writes what is stale, nearest first. The
-patch names the version that it was computed for: of a job that was admitted meanwhile it is refused.
+Once a second at most it compares the last plan with what is published, and writes what is stale, nearest first, as far
+as the budget goes; at the first positions it looks a little oftener. The patch names the version that it was computed
+for: of a job that was admitted meanwhile it is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
+import itertools
 import logging
 import time
+from collections.abc import Mapping
 
 from gpubatch_operator.core import publish
+from gpubatch_operator.core.budget import Budget
 from gpubatch_operator.core.estimate import Durations, Estimate, replay
-from gpubatch_operator.core.model import Job
+from gpubatch_operator.core.model import Job, copied
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.reconciler import Reconciler, write_status
 
-PAUSE = 1.0
-WRITES = 100  # at most, each time: the rest comes next time
+PAUSE = 0.4  # seconds between two looks at the first positions
+FULL = 1.0  # and at all others, and estimates
 PARALLEL = 8
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ class Publisher:
     def __init__(self, client: Client, store: Store, reconciler: Reconciler) -> None:
         self._client, self._store, self._reconciler = client, store, reconciler
         self._durations = Durations()
+        self._estimates: Mapping[str, Estimate] = {}
+        self._budget, self._full_at = Budget(), float("-inf")
 
     async def run(self) -> None:
         """Publish for ever: after each round, and every few seconds since estimates age."""
@@ -55,7 +60,10 @@ class Publisher:
         # The jobs as they are now, in the order of the plan: the plan's own values may be a write behind.
         queue = [j for planned in self._reconciler.last_plan.queue if (j := self._store.waiting.get(planned.uid))]
         active, nodes = list(self._store.active.values()), list(self._store.nodes.values())
-        estimates = await asyncio.to_thread(replay, queue, active, nodes, self._durations, now)
+        if full := now >= self._full_at + FULL:
+            self._full_at = now
+            self._estimates = await asyncio.to_thread(replay, queue, active, nodes, self._durations, now)
+        estimates = self._estimates
         blockers = publish.Blockers(nodes)
         shares = publish.Shares(self._reconciler.policy.max_slots, self._store.active_in)
         gate = asyncio.Semaphore(PARALLEL)
@@ -66,7 +74,7 @@ class Publisher:
             return shares.of(job.namespace) or blockers.of(job.shape)
 
         async def write(job: Job, position: int | None) -> None:
-            status, estimate = copy.deepcopy(dict(job.status)), estimates.get(job.uid)
+            status, estimate = copied(dict(job.status)), estimates.get(job.uid)
             if position is None:
                 publish.estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
             else:
@@ -74,19 +82,32 @@ class Publisher:
             async with gate:
                 await write_status(self._client, self._store, job, status)
 
-        todo: list[tuple[Job, int | None]] = [
-            (j, None)
-            for j in active
-            if publish.estimate_is_stale(
-                j.estimated_completion, e.completion if (e := estimates.get(j.uid)) else None, now
-            )
-        ]
-        for position, job in enumerate(queue, 1):
-            if len(todo) >= WRITES:
-                self._reconciler.planned.set()
-                break
+        self._budget.see(self._reconciler.moves, now)
+        exact, others = self._budget.exact(now), self._budget.others() if full else 0
+        settled = self._budget.settled(now)
+        todo: list[tuple[Job, int | None]] = []
+        for position, job in enumerate(queue[: publish.EXACT] if exact else (), 1):
             if publish.stale(job, position, why(job), _shown(job, estimates.get(job.uid)), now):
                 todo.append((job, position))
+        rest = itertools.chain(
+            (
+                (j, None)
+                for j in active
+                if publish.estimate_is_stale(
+                    j.estimated_completion, e.completion if (e := estimates.get(j.uid)) else None, now
+                )
+            ),
+            (
+                (job, position)
+                for position, job in enumerate(queue[publish.EXACT :], publish.EXACT + 1)
+                if publish.stale(job, position, why(job), _shown(job, estimates.get(job.uid)), now, settled)
+            ),
+        )
+        chosen = list(itertools.islice(rest, others))
+        self._budget.spend(len(chosen))
+        if not full or not exact or len(chosen) == others or not settled:
+            self._reconciler.planned.set()  # there may be more to do, whether or not anything happens
+        todo += chosen
         results = await asyncio.gather(*(write(*t) for t in todo), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

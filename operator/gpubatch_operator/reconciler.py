@@ -126,6 +126,7 @@ class Reconciler:
         self._kept: set[str] = set()  # they have a slot, and get it as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
         self.last_plan = Plan((), ())
+        self.moves = 0  # jobs that came into the queue or left it for a slot, ever
 
     async def run(self) -> None:
         """Rounds, for ever."""
@@ -278,6 +279,8 @@ class Reconciler:
                 self._events.record(job, alarm, conditions[alarm]["message"], warning=True)
         if phase is job.phase:
             return
+        if phase in WAITING or phase is Phase.STARTING:
+            self.moves += 1
         condition = conditions.get(SAYS_WHY.get(phase, ""))
         message = condition["message"] if condition else status.get("pending", {}).get("message", "")
         where = f" on {status.get('nodeName', 'a node to come')}" if phase is Phase.STARTING else ""

@@ -6,15 +6,14 @@ written to status before it is done, so a crash between the two is healed by the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gpubatch_operator.core import conditions, endings, privileges, running, waiting
+from gpubatch_operator.core import conditions, endings, privileges, progress, running, waiting
 from gpubatch_operator.core.actions import Action, Expire, Release, Remove, Step
 from gpubatch_operator.core.clock import iso, seconds
 from gpubatch_operator.core.limits import Gate
-from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod
+from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job, Pod, copied
 from gpubatch_operator.core.phases import ACTIVE, CHANGES, FINISHED, Phase
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.reasons import Reason
@@ -40,7 +39,7 @@ def advance(
         silent_since: When the runner was last heard of, if that is alarmingly long ago.
         gate: Knows whether the queue has room.
     """
-    status: JSON = copy.deepcopy(dict(job.status))
+    status: JSON = copied(dict(job.status))
     status["observedGeneration"] = job.generation
     gate = gate or Gate()
     refusal = privileges.refusal(job, limits.allow_privileged_pods)
@@ -70,14 +69,15 @@ def admit(job: Job, node: str, slot: int, pod_name: str, now: float) -> JSON:
     Args:
         node: Its name; empty for a pod that an autoscaler shall make a node for.
     """
-    status: JSON = copy.deepcopy(dict(job.status))
+    status: JSON = copied(dict(job.status))
     endings.begin(status, Attempt(job.attempts + 1, node, slot, pod_name, None, now, AttemptState.ACTIVE))
     status |= {"phase": Phase.STARTING.value, "podName": pod_name, "startTime": iso(now), "queuePosition": 0}
-    if node:
-        status["nodeName"] = node
-    status.setdefault("firstStartTime", status["startTime"])
     for key in ("estimatedStartTime", "pending", "progress", "waitingSince"):
         status.pop(key, None)
+    if node:
+        status["nodeName"] = node
+        status["progress"] = {"stage": progress.PULLING}  # or one more write would say it
+    status.setdefault("firstStartTime", status["startTime"])
     where = f"runs in slot {slot} of {node}" if node else "runs on the node that an autoscaler adds"
     conditions.put(status, "Admitted", True, Reason.ADMITTED, where, now, job.generation)
     return status
@@ -85,7 +85,7 @@ def admit(job: Job, node: str, slot: int, pod_name: str, now: float) -> JSON:
 
 def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
     """The status of a job whose pod the API server refused to create, for good or for now."""
-    status: JSON = copy.deepcopy(dict(job.status))
+    status: JSON = copied(dict(job.status))
     if not final:
         Trouble(Reason.POD_REJECTED, message).show(status, now)
         return status
@@ -96,7 +96,7 @@ def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
 
 def over_quota(job: Job, message: str, now: float) -> JSON:
     """The status of a job whose pod exceeds its namespace's quota: it waits, and holds no slot meanwhile."""
-    status: JSON = copy.deepcopy(dict(job.status))
+    status: JSON = copied(dict(job.status))
     if job.attempt and job.phase in ACTIVE:
         attempt = replace(job.attempt, reason=Reason.QUOTA, message=message)
         return endings.lost(job, status, attempt, message, now)

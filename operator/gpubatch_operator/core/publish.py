@@ -20,9 +20,9 @@ SHARE = 0.1
 SECONDS = 5.0  # moves of an estimate below this are noise
 
 
-def position_is_stale(published: int | None, position: int) -> bool:
-    """Whether the published position should be replaced."""
-    if published is None or position <= EXACT:
+def position_is_stale(published: int | None, position: int, settled: bool = False) -> bool:
+    """Whether the published position should be replaced; in a queue that is `settled`, unless it is exact."""
+    if published is None or position <= EXACT or settled:
         return published != position
     return abs(published - position) > SHARE * published
 
@@ -36,10 +36,17 @@ def estimate_is_stale(published: float | None, new: float | None, now: float) ->
     return abs(new - published) > max(SECONDS, SHARE * (new - now))
 
 
-def stale(job: Job, position: int, blocker: tuple[Reason, str], estimate: Estimate | None, now: float) -> bool:
+def stale(
+    job: Job,
+    position: int,
+    blocker: tuple[Reason, str],
+    estimate: Estimate | None,
+    now: float,
+    settled: bool = False,
+) -> bool:
     """Whether a waiting job's published view should be written anew."""
     return (
-        position_is_stale(job.position, position)
+        position_is_stale(job.position, position, settled)
         or (job.phase is Phase.QUEUED and (job.status.get("pending") or {}).get("reason") != blocker[0].value)
         or estimate_is_stale(job.estimated_start, estimate.start if estimate else None, now)
         or estimate_is_stale(job.estimated_completion, estimate.completion if estimate else None, now)

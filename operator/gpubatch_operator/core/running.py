@@ -16,6 +16,8 @@ from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.core.trouble import Limits, trouble_of
 
+SETTLES_SECONDS = 2.0
+"""A pod that starts sooner is recorded with its start, in one write; until then it can be made again if it vanishes."""
 INTERRUPTED = "Interrupted"  # the runner's reason for an end that came from outside
 BY_REQUEST = frozenset({Reason.CANCELLED, Reason.SUSPENDED})
 BY_TIME = frozenset({Reason.DEADLINE_EXCEEDED, Reason.COMPLETION_WINDOW_EXCEEDED})
@@ -79,11 +81,15 @@ def advance(
         return Step(status)
 
     if pod.node and attempt.pod_uid is None:
-        attempt = replace(attempt, pod_uid=pod.uid)
-        if not attempt.node:  # now it has come, the node that an autoscaler made
-            attempt = replace(attempt, node=pod.node, started=now)
-            status |= {"nodeName": pod.node, "startTime": iso(now)}
-        endings.record(status, attempt)
+        settled_at = pod.created + SETTLES_SECONDS
+        if pod.started or now >= settled_at or not attempt.node:
+            attempt = replace(attempt, pod_uid=pod.uid)
+            if not attempt.node:  # now it has come, the node that an autoscaler made
+                attempt = replace(attempt, node=pod.node, started=now)
+                status |= {"nodeName": pod.node, "startTime": iso(now)}
+            endings.record(status, attempt)
+        else:
+            due = settled_at if due is None else min(due, settled_at)
     if report is not None and report.engine_proven and pod.engine_restarts > attempt.engine_restarts_survived:
         # Requests that kill the engine may lie far apart: only restarts without an answer between them add up.
         attempt = replace(attempt, engine_restarts_survived=pod.engine_restarts)
