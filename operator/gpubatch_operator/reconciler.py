@@ -48,10 +48,9 @@ SAYS_WHY = {
 }
 """The condition whose message tells why a job came into a phase; else `pending` does."""
 
-ALARMS = frozenset({"Unresponsive", "TTLIgnored"})
-"""Conditions that are worth an Event of their own when they become true."""
-
+ALARMS = frozenset({"Unresponsive", "TTLIgnored"})  # conditions worth an Event of their own when they become true
 MOST_REST = 0.05  # seconds between two rounds
+REPLAN = 1.0  # seconds after which a round plans anew though nothing changed but the time
 TICK = 5.0  # time alone changes some answers: patience runs out
 
 log = logging.getLogger(__name__)
@@ -123,9 +122,10 @@ class Reconciler:
         self._inspecting: set[str] = set()  # theirs are being created
         self._workers = Workers(PARALLEL, PATIENT, self._ended)
         self._missed: set[str] = set()  # something happened to them while they were worked on
-        self._kept: set[str] = set()  # they have a slot, and get it as soon as they aren't worked on
+        self._kept: set[str] = set()  # they get their slot as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
         self.last_plan = Plan((), ())
+        self._planned_at = float("-inf")
         self.moves = 0  # jobs that came into the queue or left it for a slot, ever
 
     async def run(self) -> None:
@@ -139,7 +139,9 @@ class Reconciler:
                 begin = time.monotonic()
                 self._advance_touched()
                 self._inspect_some()
-                self._plan()
+                if self._store.take_stirred() or begin >= self._planned_at + REPLAN:
+                    self._planned_at = begin
+                    self._plan()
                 self.planned.set()
                 # What happens meanwhile makes one round, and rounds take a third of the time at most.
                 await asyncio.sleep(min(MOST_REST, 2 * (time.monotonic() - begin)))
@@ -195,11 +197,11 @@ class Reconciler:
     def _ended(self, uid: str, error: Exception | None) -> None:
         """The end of some work on a job. Who fails is tried again later and later."""
         if uid in self._missed:
-            self._missed.remove(uid)
             self._store.touch(uid)
         if uid in self._kept:
-            self._kept.remove(uid)
-            self._store.changed.set()
+            self._store.stir()
+        self._missed.discard(uid)
+        self._kept.discard(uid)
         if error is None:
             self._failures.pop(uid, None)
             return

@@ -62,13 +62,18 @@ class Rooms:
     """
 
     def __init__(self, nodes: Iterable[Node], occupied: Iterable[Occupant]) -> None:
-        self._rooms: dict[str, _Room] = {
-            n.name: _Room(n, list(range(n.slots - 1, -1, -1)), dict(n.capacity)) for n in nodes
-        }
+        self._rooms: dict[str, _Room] = {}
+        used: dict[str, list[Occupant]] = {}
         for o in occupied:
-            if room := self._rooms.get(o.node):
-                if o.slot in room.slots:
-                    room.slots.remove(o.slot)
+            used.setdefault(o.node, []).append(o)
+        for node in nodes:
+            there = used.get(node.name, ())
+            taken = {o.slot for o in there}
+            slots = [i for i in range(node.slots - 1, -1, -1) if i not in taken]
+            if not slots:  # as most are in a busy cluster: not worth a room
+                continue
+            room = self._rooms[node.name] = _Room(node, slots, dict(node.capacity))
+            for o in there:
                 room.gpus[o.resource] = room.gpus.get(o.resource, 0) - o.gpus
         self._heaps: dict[Shape, list[tuple[int, str]]] = {}
         self.free = sum(len(r.slots) for r in self._rooms.values())

@@ -47,7 +47,7 @@ def plan(snapshot: Snapshot, policy: Policy = Policy()) -> Plan:  # noqa: B008 (
     admissions = list(_placed(order, rooms, share, snapshot.now))
     admitted = {a.job.uid for a in admissions}
     if (pods := policy.scale_up - len(snapshot.floating)) > 0:
-        others = (j for j in order if j.uid not in admitted)
+        others = [j for j in order if j.uid not in admitted] if admitted else order
         admissions += _scaled_up(others, snapshot.nodes, share, pods, snapshot.now)
         admitted = {a.job.uid for a in admissions}
     queue = tuple(j for j in order if j.uid not in admitted) if admitted else tuple(order)
@@ -95,18 +95,16 @@ def _placed(order: Iterable[Job], rooms: Rooms, share: _Share, now: float) -> It
 
 
 def _scaled_up(
-    order: Iterable[Job], nodes: Sequence[Node], share: _Share, pods: int, now: float
+    order: Sequence[Job], nodes: Sequence[Node], share: _Share, pods: int, now: float
 ) -> Iterable[Admission]:
     """The first that fit no node there is: autoscalers add nodes only for pods that can't be scheduled."""
-    fits: dict[Shape, bool] = {}
-    for job in order:
+    unfit = {s for s in {job.shape for job in order} if all(misfit(s, n) is not None for n in nodes)}
+    for job in order if unfit else ():
         if not _may_run(job, now) or not share.left(job.namespace):
             continue
         if any(node == ANY_NODE and until > now for node, until in job.avoid):
             continue  # no node came for it lately: others get the chance
-        if job.shape not in fits:
-            fits[job.shape] = any(misfit(job.shape, n) is None for n in nodes)
-        if not fits[job.shape]:
+        if job.shape in unfit:
             share.take(job.namespace)
             yield Admission(job, ANY_NODE, 0)
             pods -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -41,6 +42,7 @@ ENGINE_ENV = {
 }
 
 
+@lru_cache(maxsize=8192)
 def pod_name(job_name: str, job_uid: str, suffix: str) -> str:
     """The name of an attempt's pod (`suffix` its number) or of the inspect pod; at most 63 characters.
 

@@ -55,6 +55,7 @@ class Store:
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
         self.changed = asyncio.Event()
+        self._stirred = True  # something changed since `take_stirred` that a plan depends on
         self.finished: list[Job] = []  # jobs seen finished since somebody last took them, to learn from
 
     # --- what was seen
@@ -83,6 +84,7 @@ class Store:
     def drop_job(self, uid: str) -> None:
         """A job that is deleted; its pods may live on for their grace period."""
         self._bury(uid)
+        self._stirred = True
         self._remove(uid)
         self.jobs.pop(uid, None)
         self.raw.drop(uid)
@@ -206,6 +208,7 @@ class Store:
                     floating.append(job.shape)
 
     def _touch_node(self, name: str) -> None:
+        self._stirred = True
         for job in self.active.values():
             if job.attempt and job.attempt.node == name:
                 self.touch(job.uid)
@@ -214,6 +217,19 @@ class Store:
     def expect(self, job: Job) -> None:
         """Count a job as what it will be, if a write succeeds that is on its way; then call `recount`."""
         self._place(job)
+
+    def stir(self) -> None:
+        """Ask for a plan."""
+        self._stirred = True
+        self.changed.set()
+
+    def take_stirred(self) -> bool:
+        """Whether a plan may say something else than the last one: a slot was freed, a job or a node came or changed.
+
+        That a slot was taken changes nothing: it was planned.
+        """
+        stirred, self._stirred = self._stirred, False
+        return stirred
 
     def recount(self, uid: str) -> None:
         """Count a job as what it is, as far as we know."""
@@ -228,7 +244,8 @@ class Store:
         return [j for j in sorted(self.held.values(), key=RANK) if self.gate.hold(j, j.requests) is None]
 
     def _place(self, job: Job) -> None:
-        room = self._room
+        room, was, held = self._room, self.waiting.get(job.uid), self.active.get(job.uid)
+        self._stirred |= held is not None and _slot(held) != _slot(job)
         self._remove(job.uid)
         if job.phase in ACTIVE:
             self.active[job.uid] = job
@@ -237,6 +254,7 @@ class Store:
             pass
         elif job.phase in WAITING:
             self.waiting[job.uid] = job
+            self._stirred |= was is None or _claim(was) != _claim(job)
             self.gate.enter(job, job.requests)
             self._room = room  # it is still inside
         elif job.phase is Phase.HELD:
@@ -250,6 +268,8 @@ class Store:
         self._room |= self.gate.leave(uid)
 
     def _index(self, pod: Pod) -> None:
+        old = self.pods.get(pod.uid)
+        self._stirred |= (old is None or not old.finished) and (pod.finished or pod.node not in (None, pod.target))
         self.pods[pod.uid] = pod
         self.pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
         self.touch(pod.job_uid)
@@ -277,6 +297,16 @@ class Store:
         self._deleted[uid] = None
         if len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)
+
+
+def _claim(job: Job) -> tuple[Any, ...]:
+    """What of a waiting job the plan looks at."""
+    return job.phase, job.rank, job.shape, job.not_before, job.avoid
+
+
+def _slot(job: Job) -> tuple[Any, ...]:
+    """What a job takes from others."""
+    return job.phase in ACTIVE, job.attempt and job.attempt.node, job.attempt and job.attempt.slot
 
 
 def _is_ours(pod: Pod, job: Job) -> bool:
