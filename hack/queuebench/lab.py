@@ -92,7 +92,7 @@ def _start_kwok(cluster: Cluster, folder: Path) -> None:
     daemons.start(control.group(cluster), cluster.control, "kwok", [*argv, "--manage-all-nodes"])
 
 
-async def add_nodes(client: Client, count: int) -> None:
+async def add_nodes(client: Client, count: int, prefix: str = "gpu") -> None:
     """Nodes of one GPU each, `gpu-0000` and so on; wait until pods may be bound to them."""
     room = {"nvidia.com/gpu": "1", "cpu": "32", "memory": "256Gi", "pods": "110"}
 
@@ -107,7 +107,7 @@ async def add_nodes(client: Client, count: int) -> None:
         }
         await client.create("/api/v1/nodes", body)
 
-    await each([add(f"gpu-{i:04d}") for i in range(count)])
+    await each([add(f"{prefix}-{i:04d}") for i in range(count)])
     while True:  # the controller manager takes the taint off that new nodes are born with
         nodes, _ = await client.list("/api/v1/nodes")
         if not any(n["spec"].get("taints") for n in nodes):

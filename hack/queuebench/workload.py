@@ -109,6 +109,10 @@ class Process:
         """Send a signal."""
         self._process.send_signal(number)
 
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await asyncio.to_thread(self._process.wait)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
