@@ -13,7 +13,6 @@ import contextlib
 import heapq
 import logging
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -178,9 +177,10 @@ class Reconciler:
             if self._workers.busy(uid := admission.job.uid):
                 self._kept.add(uid)  # nobody overtakes it meanwhile
             else:
-                attempt = self._attempt(admission)
-                self._store.expect(replace(admission.job, phase=Phase.STARTING, attempt=attempt))
-                self._workers.start(uid, partial(self._admit, admission.job, attempt))
+                job, a = admission.job, self._attempt(admission)
+                status = lifecycle.admit(job, a.node, a.slot, a.pod_name, a.started)
+                self._store.expect(job, status)
+                self._workers.start(uid, partial(self._admit, job, a, status))
 
     def _in_order(self, touched: set[str]) -> list[str]:
         """Who may enter the queue comes first, in the queue's order: there may not be room for all."""
@@ -230,9 +230,9 @@ class Reconciler:
         step = lifecycle.advance(job, family, report, time.time(), self._limits, fits, silent, store.gate)
         if step.retry_at is not None and step.retry_at < float("inf"):
             self._timers.put(uid, max(step.retry_at, time.time() + 0.05))
-        enters = job.phase not in WAITING and Phase(step.status["phase"]) in WAITING
-        if enters:  # before anybody else looks at the gate
-            store.gate.enter(job, job.requests)
+        enters = Phase(step.status["phase"]) in WAITING - {job.phase}
+        if enters:  # before anybody else looks at the gate, or is given a slot
+            store.expect(job, step.status)
         try:
             if not await write_status(self._client, store, job, step.status):
                 return
@@ -261,8 +261,7 @@ class Reconciler:
         name = pods.pod_name(job.name, job.uid, str(number))
         return Attempt(number, admission.node, admission.slot, name, None, time.time(), AttemptState.ACTIVE)
 
-    async def _admit(self, job: Job, attempt: Attempt) -> None:
-        status = lifecycle.admit(job, attempt.node, attempt.slot, attempt.pod_name, attempt.started)
+    async def _admit(self, job: Job, attempt: Attempt, status: JSON) -> None:
         try:
             if not await write_status(self._client, self._store, job, status):
                 return

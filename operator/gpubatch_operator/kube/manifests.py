@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 JSON = dict[str, Any]
-KEPT = ("namespace", "name", "uid", "labels", "annotations")
-"""What somebody may ask for of the metadata."""
+DROPPED = {"managedFields"}
+"""What nobody asks for of the metadata."""
 
 
 class Manifests:
@@ -23,9 +23,7 @@ class Manifests:
     def put(self, raw: JSON) -> None:
         """Keep this version of a job."""
         meta = raw["metadata"]
-        kept = {"metadata": {k: meta[k] for k in KEPT if k in meta}, "spec": raw["spec"]}
-        if "status" in raw:
-            kept["status"] = raw["status"]
+        kept = {**raw, "metadata": {k: v for k, v in meta.items() if k not in DROPPED}}
         # A copy: orjson's own keeps the room that it was written in, 4 KiB for one of 700 bytes.
         self._packed[meta["uid"]] = memoryview(orjson.dumps(kept)).tobytes()
 

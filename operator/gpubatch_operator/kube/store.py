@@ -46,6 +46,7 @@ class Store:
         self._room = True  # somebody has left the queue since `take_held`; at the start nobody has looked
         self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
         self.fresh: set[str] = set()  # jobs that have no phase yet
+        self._leaving: dict[str, Job] = {}  # their end is being written
         self.pods: dict[str, Pod] = {}
         self.pods_of: dict[str, dict[str, Pod]] = {}
         self.nodes: dict[str, Node] = {}
@@ -200,7 +201,7 @@ class Store:
                 yield Occupant(node, p.slot, p.resource, p.gpus)
             elif ours and job is not None:
                 floating.append(job.shape)
-        for job in self.active.values():
+        for job in (*self.active.values(), *self._leaving.values()):
             if (a := job.attempt) and (job.uid, a.number) not in seen:
                 if a.node:
                     yield Occupant(a.node, a.slot, job.shape.resource, job.shape.gpus)
@@ -214,9 +215,15 @@ class Store:
                 self.touch(job.uid)
         self.changed.set()
 
-    def expect(self, job: Job) -> None:
-        """Count a job as what it will be, if a write succeeds that is on its way; then call `recount`."""
-        self._place(job)
+    def expect(self, job: Job, status: JSON) -> None:
+        """Count a job as what it will be, if a write of this status succeeds that is on its way; then call `recount`.
+
+        A slot that it gives up is still taken until then.
+        """
+        if job.phase in ACTIVE:
+            self._leaving[job.uid] = job
+        raw = {**self.raw[job.uid], "status": status}
+        self._place(convert.job_of(raw, self._limits.caps(job.namespace).max_priority))
 
     def stir(self) -> None:
         """Ask for a plan."""
@@ -233,6 +240,7 @@ class Store:
 
     def recount(self, uid: str) -> None:
         """Count a job as what it is, as far as we know."""
+        self._stirred |= self._leaving.pop(uid, None) is not None
         if job := self.jobs.get(uid):
             self._place(job)
 
