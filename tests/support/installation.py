@@ -29,6 +29,7 @@ IMPATIENT = {
     "imagePullSeconds": 20,
     "startSeconds": 30,
     "engineRestarts": 2,
+    "scaleUpPods": 0,  # what fits no node waits: there is no autoscaler
     "progressSeconds": 0.5,
     "webhookBackoffSeconds": 1,
 }

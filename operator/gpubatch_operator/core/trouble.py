@@ -13,7 +13,10 @@ from gpubatch_operator.core.model import JSON, Pod
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
 PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
-WRONG_IMAGE = ("not found", "manifest unknown", "does not exist", "denied", "unauthorized", "authentication required")
+WRONG_IMAGE = (
+    *("not found", "manifest unknown", "does not exist", "denied", "unauthorized", "authentication required"),
+    "no such host",
+)
 """What registries say of an image that will not come however long one waits; else the registry itself is in trouble."""
 
 NEVER = float("inf")
