@@ -193,7 +193,7 @@ async def test_the_operator_reads_it_as_it_reads_the_inference_runner(
     store = Store(1)
     running = pod(ip="127.0.0.1", started=True, phase="Running", node="node-a")
     store.pods[running.uid] = running
-    polling = asyncio.create_task(progress.poll(store, 0.1))
+    polling = asyncio.create_task(progress.poll(store, 0.1, 60.0))
 
     async def reported() -> ProgressReport | None:
         return store.reports.get(running.uid)
