@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gpubatch_operator.kube.client import MERGE_PATCH, ApiError, Client
+from gpubatch_operator.kube.client import ApiError, Client
 from support import s3 as s3_support
-from support.api import Api, eventually
+from support.api import Api, eventually, namespace
 from support.process import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,34 +45,19 @@ def kubeconfig() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def api(kubeconfig: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
-    """A namespace of the test's own."""
+async def client(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """The tests' own access to the API server."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     client = await Client.connect()
-    name = f"test-{abs(hash(request.node.nodeid)) % 10**10}"
-    await client.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-
-    async def ready() -> bool:
-        try:
-            await client.get(account)
-        except ApiError:
-            return False
-        return True
-
-    await eventually("the namespace's service account", ready)
-    api = Api(client, name)
-    yield api
-    await client.request("DELETE", api.jobs_path)  # before the namespace, whose controller takes its time
-    # No kubelet ends pods here.
-    items, _ = await client.list(f"/api/v1/namespaces/{name}/pods")
-    for pod in items:
-        path = f"/api/v1/namespaces/{name}/pods/{pod['metadata']['name']}"
-        for method, body in (("PATCH", {"metadata": {"finalizers": None}}), ("DELETE", {"gracePeriodSeconds": 0})):
-            with contextlib.suppress(ApiError):  # gone with its last finalizer
-                await client.request(method, path, body, content_type=MERGE_PATCH)
-    await client.request("DELETE", f"/api/v1/namespaces/{name}")
+    yield client
     await client.close()
+
+
+@pytest.fixture
+async def api(client: Client, request: pytest.FixtureRequest) -> AsyncIterator[Api]:
+    """A namespace of the test's own."""
+    async with namespace(client, f"test-{abs(hash(request.node.nodeid)) % 10**10}") as api:
+        yield api
 
 
 AddNode = Callable[..., Awaitable[str]]
@@ -99,7 +84,8 @@ async def add_node(api: Api) -> AsyncIterator[AddNode]:
 
     yield add
     for name in made:
-        await api.client.request("DELETE", f"/api/v1/nodes/{name}")
+        with contextlib.suppress(ApiError):  # the test has deleted it
+            await api.client.request("DELETE", f"/api/v1/nodes/{name}")
 
 
 async def _untainted(api: Api, name: str) -> bool:

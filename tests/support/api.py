@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from gpubatch_operator.api.crd import API_VERSION, KIND, PLURAL
-from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.client import MERGE_PATCH, ApiError, Client
 
 JSON = dict[str, Any]
 PATIENCE = 60.0  # of a wait; only a broken promise takes so long
@@ -62,6 +64,13 @@ class Api:
     async def job(self, name: str) -> JSON:
         return await self.client.get(f"{self.jobs_path}/{name}")
 
+    async def edit(self, name: str, **spec: Any) -> JSON:
+        """Change fields of a job's spec; None removes one."""
+        return await self.client.patch(f"{self.jobs_path}/{name}", {"spec": spec})
+
+    async def delete(self, name: str) -> None:
+        await self.client.request("DELETE", f"{self.jobs_path}/{name}")
+
     async def jobs(self) -> dict[str, JSON]:
         items, _ = await self.client.list(self.jobs_path)
         return {i["metadata"]["name"]: i for i in items}
@@ -80,7 +89,60 @@ class Api:
             raise AssertionError(f"{e}; its status is {json.dumps(job.get('status'), indent=1)}") from None
         return found
 
+    async def pending(self, name: str, reason: str) -> JSON:
+        """Wait until the job says that it waits for this reason; all that it says of it."""
+
+        async def there() -> JSON | None:
+            found = (await self.job(name)).get("status", {}).get("pending") or {}
+            return found if found.get("reason") == reason else None
+
+        try:
+            found: JSON = await eventually(f"{name} to wait for {reason}", there)
+        except AssertionError as e:
+            raise AssertionError(f"{e}; it is {json.dumps(await self.job(name), indent=1)}") from None
+        return found
+
+    async def positions(self, *names: str) -> None:
+        """Wait until these jobs have the positions 1, 2, 3..."""
+
+        async def there() -> bool:
+            jobs = await self.jobs()
+            found = [jobs[n].get("status", {}).get("queuePosition") for n in names]
+            return found == list(range(1, len(names) + 1))
+
+        await eventually(f"the queue to be {names}", there)
+
+    async def gone(self, name: str) -> None:
+        """Wait until the job is deleted."""
+
+        async def there() -> bool:
+            return name not in await self.jobs()
+
+        await eventually(f"{name} to be gone", there)
+
+    async def events(self) -> list[JSON]:
+        """The operator's Events about jobs."""
+        found, _ = await self.client.list(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
+        return [e for e in found if e.get("reportingController") == "gpubatch.dev/operator"]
+
     # --- pods
+
+    async def pod(self, name: str) -> JSON | None:
+        """A pod as it is now, None if there is none."""
+        return next((p for p in await self.pods() if p["metadata"]["name"] == name), None)
+
+    async def terminating(self, pod: JSON) -> None:
+        """Wait until somebody has asked for the deletion of this very pod."""
+
+        async def there() -> bool:
+            now = await self.pod(pod["metadata"]["name"])
+            return (
+                now is None
+                or now["metadata"]["uid"] != pod["metadata"]["uid"]
+                or "deletionTimestamp" in now["metadata"]
+            )
+
+        await eventually(f"{pod['metadata']['name']} to be deleted", there)
 
     async def pods(self) -> list[JSON]:
         items, _ = await self.client.list(self.pods_path)
@@ -95,7 +157,7 @@ class Api:
                 (
                     p
                     for p in await self.pods()
-                    if p["metadata"]["labels"].get("gpubatch.dev/job-uid") == uid
+                    if p["metadata"].get("labels", {}).get("gpubatch.dev/job-uid") == uid
                     and p["metadata"]["labels"]["gpubatch.dev/kind"] == kind
                     and "deletionTimestamp" not in p["metadata"]
                     and p["status"].get("phase") in ("Pending", "Running")
@@ -146,3 +208,31 @@ class Api:
         except ApiError as e:
             if e.status != 404:
                 raise
+
+
+@asynccontextmanager
+async def namespace(client: Client, name: str) -> AsyncIterator[Api]:
+    """A namespace that jobs can be created in; at the end it goes with all that is in it."""
+    await client.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+
+    async def ready() -> bool:
+        try:
+            await client.get(account)
+        except ApiError:
+            return False
+        return True
+
+    await eventually("the namespace's service account", ready)
+    api = Api(client, name)
+    yield api
+    await client.request("DELETE", api.jobs_path)  # before the namespace, whose controller takes its time
+    # No kubelet ends pods here.
+    items, _ = await client.list(f"/api/v1/namespaces/{name}/pods")
+    for pod in items:
+        path = f"/api/v1/namespaces/{name}/pods/{pod['metadata']['name']}"
+        for method, body in (("PATCH", {"metadata": {"finalizers": None}}), ("DELETE", {"gracePeriodSeconds": 0})):
+            with contextlib.suppress(ApiError):  # gone with its last finalizer
+                await client.request(method, path, body, content_type=MERGE_PATCH)
+    with contextlib.suppress(ApiError):  # the test has deleted it
+        await client.request("DELETE", f"/api/v1/namespaces/{name}")

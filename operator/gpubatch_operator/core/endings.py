@@ -71,7 +71,7 @@ def finish(
 ) -> None:
     """Record the end of an attempt."""
     record(status, replace(attempt, state=state, reason=reason, message=message), now)
-    if attempt.node:
+    if attempt.node and reason not in UNCOUNTED:
         status["activeSeconds"] = round(job.active_seconds + max(0.0, now - attempt.started), 1)
 
 

@@ -41,6 +41,10 @@ def advance(
     """
     status: JSON = copied(dict(job.status))
     status["observedGeneration"] = job.generation
+    if job.capped:
+        status["effectivePriority"] = job.priority
+    elif job.phase not in FINISHED:
+        status.pop("effectivePriority", None)
     gate = gate or Gate()
     refusal = privileges.refusal(job, limits.allow_privileged_pods)
     if refusal and job.phase not in ACTIVE and job.phase not in FINISHED:

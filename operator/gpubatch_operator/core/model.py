@@ -117,7 +117,7 @@ class Job:
     resource_version: str
     generation: int
     created: float
-    priority: int
+    priority: int  # that counts: the user's own, or the highest that the namespace is allowed
     shape: Shape
     inference: bool
     model: str  # what its speed is learned by: the model of an inference job, the image of a template
@@ -143,8 +143,9 @@ class Job:
     run_id: str | None = None  # the run that status speaks of
     retried: str | None = None  # the `retry` that was heeded
     waiting_since: float = 0.0  # when it last came into the queue
-    began: bool = False  # this run has had an attempt
+    began: bool = False  # an attempt of this run has ended that ran somewhere
     validated: bool = False  # its input was found to be valid
+    capped: bool = False  # its user asked for a higher priority than the namespace is allowed
     active_seconds: float = 0.0  # that the run's ended attempts held a slot
 
 

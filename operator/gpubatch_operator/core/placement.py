@@ -70,6 +70,7 @@ class Rooms:
             there = used.get(node.name, ())
             taken = {o.slot for o in there}
             slots = [i for i in range(node.slots - 1, -1, -1) if i not in taken]
+            del slots[: sum(i >= node.slots for i in taken)]  # it had more slots once: who still runs there counts
             if not slots:  # as most are in a busy cluster: not worth a room
                 continue
             room = self._rooms[node.name] = _Room(node, slots, dict(node.capacity))

@@ -97,7 +97,9 @@ class Shares:
 def backoff(job: Job) -> tuple[Reason, str]:
     """Why a job waits that is in back-off."""
     last = f": {job.attempt.message}" if job.attempt and job.attempt.message else ""
-    return Reason.BACKOFF, f"until {iso(job.not_before)}{last}"
+    # That its pod couldn't even be created says more than that it will be tried again.
+    quota = job.attempt is not None and job.attempt.reason == Reason.QUOTA
+    return Reason.QUOTA if quota else Reason.BACKOFF, f"until {iso(job.not_before)}{last}"
 
 
 def waiting(job: Job, status: JSON, position: int, blocker: tuple[Reason, str], estimate: Estimate | None) -> None:

@@ -73,7 +73,8 @@ def job_of(raw: JSON, max_priority: int | None = None) -> Job:
     queued_at = seconds(status["queuedAt"]) if "queuedAt" in status else created
     ticket = int(status.get("queueTicket") or meta["resourceVersion"])
     attempts = status.get("attempts") or []
-    of_run = [a for a in attempts if seconds(a["startTime"]) >= queued_at]
+    # Times have whole seconds: an attempt of the run before may have begun in the second of the new one.
+    of_run = [a for a in attempts if seconds(a["startTime"]) >= queued_at] if "firstStartTime" in status else []
     priority = spec.priority if max_priority is None else min(spec.priority, max_priority)
     return Job(
         uid=meta["uid"],
@@ -108,8 +109,9 @@ def job_of(raw: JSON, max_priority: int | None = None) -> Job:
         run_id=status.get("runId"),
         retried=status.get("retry"),
         waiting_since=_maybe_seconds(status.get("waitingSince")) or queued_at,
-        began="firstStartTime" in status,
+        began=any(key in status for key in ("activeSeconds", "failedAttempts", "lostAttempts")),
         validated="inspection" in status,
+        capped=priority < spec.priority,
         active_seconds=status.get("activeSeconds", 0.0),
     )
 

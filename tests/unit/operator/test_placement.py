@@ -94,9 +94,16 @@ def test_slots_of_a_node_share_its_gpus():
     ]
 
 
-def test_a_pod_on_a_node_that_is_gone_or_in_a_slot_that_is_no_more_is_no_harm():
-    rooms = Rooms([node()], [Occupant("gone", 0, GPU, 1), Occupant("node-a", 3, GPU, 0)])
-    assert rooms.take(ONE_GPU) == ("node-a", 0)
+def test_a_pod_on_a_node_that_is_gone_is_no_harm():
+    assert Rooms([node()], [Occupant("gone", 0, GPU, 1)]).take(ONE_GPU) == ("node-a", 0)
+
+
+def test_a_node_that_lost_slots_gets_no_job_more_than_it_has_slots_now():
+    left = [Occupant("node-a", 3, GPU, 1), Occupant("node-a", 1, GPU, 1)]
+    assert Rooms([node(gpus=8, slots=1)], left).take(ONE_GPU) is None
+    assert Rooms([node(gpus=8, slots=2)], left).take(ONE_GPU) is None
+    rooms = Rooms([node(gpus=8, slots=3)], left)
+    assert [rooms.take(ONE_GPU), rooms.take(ONE_GPU)] == [("node-a", 0), None]
 
 
 def test_why_no_node_matches_names_the_most_frequent_cause_first():

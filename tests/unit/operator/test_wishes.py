@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpubatch_operator.core import lifecycle
+from gpubatch_operator.core import lifecycle, publish
 from gpubatch_operator.core.actions import Expire, Inspect, Remove, Run, Step, Stop
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.limits import Gate, NamespaceCaps, QueueLimits
@@ -331,6 +331,16 @@ def test_a_job_that_failed_its_inspection_is_inspected_again():
     assert story.phase() == "Validating"
 
 
+def test_a_failure_does_not_put_a_run_that_begins_in_its_second_into_back_off():
+    story = Story()
+    story.queue()
+    bad = outcome(succeeded=False, reason="EngineFailed", message="no")
+    assert story.phase(replace(story.admit(), phase="Succeeded", terminated_message=bad)) == "Failed"
+    story.wish(runId="second")
+    story.queue()
+    assert story.job.not_before <= story.now
+
+
 # --- retries
 
 
@@ -397,6 +407,27 @@ def test_a_job_that_waits_too_long_without_ever_running_fails():
     story.now += 600
     assert story.phase() == "Failed"
     assert story.condition("Failed") == ("True", "QueueDeadlineExceeded")
+
+
+def test_attempts_that_never_got_onto_a_node_are_no_running():
+    story = Story(queueDeadlineSeconds=600, activeDeadlineSeconds=60)
+    story.queue()
+    story.admit()
+    story.now += 50
+    story.status = lifecycle.over_quota(story.job, "pods is forbidden: exceeded quota", story.now)
+    assert publish.backoff(story.job)[0] == "Quota", "which says more than that it will be tried again"
+    assert (story.job.active_seconds, story.job.not_before) == (0.0, story.now)
+    story.now += 600
+    assert story.phase() == "Failed"
+    assert story.condition("Failed") == ("True", "QueueDeadlineExceeded")
+
+
+def test_the_priority_that_counts_is_shown_where_the_namespace_may_not_have_the_one_of_the_spec():
+    raw = raw_job(spec=inference_spec(priority=5))
+    shown = lifecycle.advance(convert.job_of(raw, max_priority=1), (), None, NOW, LIMITS).status
+    assert shown["effectivePriority"] == 1
+    later = lifecycle.advance(convert.job_of(raw | {"status": shown}, max_priority=9), (), None, NOW, LIMITS).status
+    assert "effectivePriority" not in later
 
 
 def test_one_that_has_run_is_not_given_up_for_waiting_and_suspension_is_no_waiting():
