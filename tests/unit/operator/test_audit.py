@@ -258,7 +258,7 @@ def test_who_is_in_back_off_is_not_overtaken(story: Story):
     story.job("first")
     lost = {"number": 1, "node": "n", "slot": 0, "podName": "first-1", "startTime": iso(story.now)}
     attempts = [lost | {"state": "Failed", "endTime": iso(story.now + 20)}]
-    story.status("first", attempts=attempts)
+    story.status("first", attempts=attempts, firstStartTime=iso(story.now))
     story.job("second")
     story.later(6)
     story.lives("second")
