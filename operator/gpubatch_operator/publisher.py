@@ -12,13 +12,14 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from gpubatch_operator import metrics
 from gpubatch_operator.core import publish
 from gpubatch_operator.core.budget import Budget
-from gpubatch_operator.core.estimate import Durations, Estimate, replay
-from gpubatch_operator.core.model import Job, copied
-from gpubatch_operator.core.phases import Phase
+from gpubatch_operator.core.estimate import Estimate, Feed, later
+from gpubatch_operator.core.model import Job, Node, copied
+from gpubatch_operator.core.phases import FINISHED, Phase
 from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.store import Store
@@ -32,13 +33,14 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Owns what was learned about durations."""
+    """Owns what was learned for estimates."""
 
     def __init__(self, client: Client, store: Store, reconciler: Reconciler) -> None:
         self._client, self._store, self._reconciler = client, store, reconciler
-        self._durations = Durations()
+        self._feed = Feed()
         self._estimates: Mapping[str, Estimate] = {}
         self._budget, self._full_at = Budget(), float("-inf")
+        self._rested_at = 0.0  # not before then are estimates made anew
 
     async def run(self) -> None:
         """Publish for ever: after each round, and every few seconds since estimates age."""
@@ -51,19 +53,27 @@ class Publisher:
                 await self.once(time.time())
             except ApiError as e:
                 log.warning("publishing failed, the next one may succeed: %s", e)
+            except Exception:  # an estimate that goes wrong mustn't stop the queue
+                log.exception("estimating failed; what is known is learned anew")
+                self._feed, self._estimates = Feed(), {}
+                self._store.finished = [j for j in self._store.jobs.values() if j.phase in FINISHED]
             await asyncio.sleep(PAUSE)
 
     async def once(self, now: float) -> None:
         """One comparison and its writes."""
-        for job in self._store.take_finished():
-            self._durations.learn(job)
         # The jobs as they are now, in the order of the plan: the plan's own values may be a write behind.
         queue = [j for planned in self._reconciler.last_plan.queue if (j := self._store.waiting.get(planned.uid))]
         active, nodes = list(self._store.active.values()), list(self._store.nodes.values())
-        if full := now >= self._full_at + FULL:
+        if full := now >= max(self._full_at + FULL, self._rested_at):
             self._full_at = now
-            self._estimates = await asyncio.to_thread(replay, queue, active, nodes, self._durations, now)
-        estimates = self._estimates
+            finished, started = self._store.take_finished(), time.monotonic()
+            self._estimates, cost = await asyncio.to_thread(self._estimate, queue, active, nodes, finished, now)
+            # The work shares its processor with the planner: it may use a tenth of it.
+            self._rested_at = now + 10 * cost - (time.monotonic() - started)
+            for verdict in self._feed.verdicts():
+                metrics.ESTIMATE_ERROR.labels(verdict.of).observe(verdict.error)
+                metrics.ESTIMATE_BOUNDS.labels(verdict.of, "true" if verdict.held else "false").inc()
+        estimates = {uid: later(e, now) for uid, e in self._estimates.items()}
         blockers = publish.Blockers(nodes)
         shares = publish.Shares(self._reconciler.policy.max_slots, self._store.active_in)
         gate = asyncio.Semaphore(PARALLEL)
@@ -76,9 +86,9 @@ class Publisher:
         async def write(job: Job, position: int | None) -> None:
             status, estimate = copied(dict(job.status)), estimates.get(job.uid)
             if position is None:
-                publish.estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
+                publish.completing(status, estimate)
             else:
-                publish.waiting(job, status, position, why(job), _shown(job, estimate))
+                publish.waiting(job, status, position, why(job), _shown(job, estimate), now)
             async with gate:
                 await write_status(self._client, self._store, job, status)
 
@@ -112,6 +122,17 @@ class Publisher:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    def _estimate(
+        self, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], finished: Sequence[Job], now: float
+    ) -> tuple[Mapping[str, Estimate], float]:
+        """In a thread of its own: the estimates, and the seconds of CPU that they cost."""
+        started = time.thread_time()
+        self._feed.finished(finished, nodes)
+        estimates = self._feed.estimates(queue, active, nodes, now)
+        cost = time.thread_time() - started
+        metrics.ESTIMATE_SECONDS.observe(cost)
+        return estimates, cost
 
 
 def _shown(job: Job, estimate: Estimate | None) -> Estimate | None:

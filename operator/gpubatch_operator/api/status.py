@@ -171,7 +171,13 @@ class JobStatus(ApiModel):
     )
     queue_position: int | None = Field(default=None, description="0 running, 1 next.")
     estimated_start_time: Time | None = Field(default=None, description="Median estimate.")
+    estimated_start_time_p90: Time | None = Field(
+        default=None, alias="estimatedStartTimeP90", description="With a probability of 90% it starts by then."
+    )
     estimated_completion_time: Time | None = Field(default=None, description="Median estimate.")
+    estimated_completion_time_p90: Time | None = Field(
+        default=None, alias="estimatedCompletionTimeP90", description="With a probability of 90% it is done by then."
+    )
     pending: Pending | None = Field(default=None, description="Why the job isn't running.")
     inspection: Inspection | None = Field(default=None, description="What was found in the input.")
     attempts: Annotated[list[Attempt], Field(max_length=MAX_ATTEMPTS)] = Field(

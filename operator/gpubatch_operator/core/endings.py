@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpubatch_operator.core import conditions
 from gpubatch_operator.core.clock import iso
-from gpubatch_operator.core.model import JSON, Attempt, AttemptState, Job
+from gpubatch_operator.core.model import ESTIMATES, JSON, Attempt, AttemptState, Job
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
@@ -117,7 +117,7 @@ def stopped(job: Job, status: JSON, attempt: Attempt, reason: str, now: float) -
 
 def _back_to_the_queue(job: Job, status: JSON, reason: str, message: str, now: float) -> JSON:
     status["phase"] = Phase.QUEUED.value
-    for key in ("nodeName", "podName", "startTime", "progress", "queuePosition", "pending", "estimatedCompletionTime"):
+    for key in ("nodeName", "podName", "startTime", "progress", "queuePosition", "pending", *ESTIMATES):
         status.pop(key, None)
     conditions.put(status, "Admitted", False, reason, message, now, job.generation)
     return status
@@ -129,7 +129,7 @@ def _back_to_the_queue(job: Job, status: JSON, reason: str, message: str, now: f
 def suspend(job: Job, status: JSON, now: float) -> JSON:
     """The job leaves the queue until its user lets it go on."""
     status["phase"] = Phase.SUSPENDED.value
-    for key in ("queuePosition", "estimatedStartTime", "estimatedCompletionTime", "waitingSince"):
+    for key in ("queuePosition", *ESTIMATES, "waitingSince"):
         status.pop(key, None)
     message = "suspended by spec.suspend"
     status["pending"] = {
@@ -162,7 +162,7 @@ def cancel(job: Job, status: JSON, message: str, now: float) -> JSON:
 
 def _close(job: Job, status: JSON, phase: Phase, now: float) -> JSON:
     status |= {"phase": phase.value, "completionTime": iso(now)}
-    for key in ("queuePosition", "estimatedStartTime", "estimatedCompletionTime", "pending", "waitingSince"):
+    for key in ("queuePosition", *ESTIMATES, "pending", "waitingSince"):
         status.pop(key, None)
     event = phase.value.lower()
     name = run_name(job.uid, job.run_id if job.retried is None else f"{job.run_id or ''}/{job.retried}")

@@ -76,7 +76,7 @@ def admit(job: Job, node: str, slot: int, pod_name: str, now: float) -> JSON:
     status: JSON = copied(dict(job.status))
     endings.begin(status, Attempt(job.attempts + 1, node, slot, pod_name, None, now, AttemptState.ACTIVE))
     status |= {"phase": Phase.STARTING.value, "podName": pod_name, "startTime": iso(now), "queuePosition": 0}
-    for key in ("estimatedStartTime", "pending", "progress", "waitingSince"):
+    for key in ("estimatedStartTime", "estimatedStartTimeP90", "pending", "progress", "waitingSince"):
         status.pop(key, None)
     if node:
         status["nodeName"] = node

@@ -13,6 +13,14 @@ from gpubatch_operator.core.progress import ProgressReport
 
 JSON = dict[str, Any]
 
+ESTIMATES = (
+    "estimatedStartTime",
+    "estimatedStartTimeP90",
+    "estimatedCompletionTime",
+    "estimatedCompletionTimeP90",
+)
+"""Status fields that only hold for one stay in the queue, or one attempt."""
+
 
 def copied(document: Any) -> Any:
     """A JSON document's own copy, in a tenth of `copy.deepcopy`'s time: it has no cycles and nothing but JSON."""

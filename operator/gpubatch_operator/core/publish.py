@@ -18,6 +18,7 @@ from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 EXACT = 20
 SHARE = 0.1
 SECONDS = 5.0  # moves of an estimate below this are noise
+SLIP_SHARE, SLIP_SECONDS = 0.2, 60.0  # an estimated start that moves by more than both is explained
 
 
 def position_is_stale(published: int | None, position: int, settled: bool = False) -> bool:
@@ -102,17 +103,43 @@ def backoff(job: Job) -> tuple[Reason, str]:
     return Reason.QUOTA if quota else Reason.BACKOFF, f"until {iso(job.not_before)}{last}"
 
 
-def waiting(job: Job, status: JSON, position: int, blocker: tuple[Reason, str], estimate: Estimate | None) -> None:
+def waiting(
+    job: Job, status: JSON, position: int, blocker: tuple[Reason, str], estimate: Estimate | None, now: float = 0.0
+) -> None:
     """The status with the view of a waiting job put in, in place."""
     status["queuePosition"] = position
     if job.phase is not Phase.VALIDATING:
         reason, why = blocker
         ahead = f"position {position}: " if reason is Reason.NODES_BUSY else ""
-        status["pending"] = {"reason": reason.value, "message": ahead + why}
+        news = slip(job, position, estimate, now)
+        status["pending"] = {"reason": reason.value, "message": ahead + why + (f"; {news}" if news else "")}
         if step := NEXT_STEP.get(reason):
             status["pending"]["nextStep"] = step
     estimated(status, "estimatedStartTime", estimate.start if estimate else None)
+    estimated(status, "estimatedStartTimeP90", estimate.start_p90 if estimate else None)
+    completing(status, estimate)
+
+
+def completing(status: JSON, estimate: Estimate | None) -> None:
+    """The status with the estimates of the completion put in, in place."""
     estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
+    estimated(status, "estimatedCompletionTimeP90", estimate.completion_p90 if estimate else None)
+
+
+def slip(job: Job, position: int, estimate: Estimate | None, now: float) -> str | None:
+    """Why a waiting job's start is now expected later than was published, if it is by a fifth of its wait or more."""
+    before = job.estimated_start
+    if estimate is None or before is None:
+        return None
+    later = estimate.start - before
+    if later < max(SLIP_SECONDS, SLIP_SHARE * (estimate.start - now)):
+        return None
+    came = position - job.position if job.position is not None else 0
+    if came > 0:
+        why = f"{came} more job{'s' if came > 1 else ''} of higher priority came before it"
+    else:
+        why = "those before it take longer than expected, or there are fewer nodes"
+    return f"the estimated start moved from {iso(before)} to {iso(estimate.start + 1)}: {why}"
 
 
 def estimated(status: JSON, field: str, at: float | None) -> None:

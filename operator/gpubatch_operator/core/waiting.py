@@ -9,7 +9,7 @@ from gpubatch_operator.core.actions import Inspect, Remove, Step
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.documents import verdict_of
 from gpubatch_operator.core.limits import Gate, Hold
-from gpubatch_operator.core.model import JSON, Job, Pod
+from gpubatch_operator.core.model import ESTIMATES, JSON, Job, Pod
 from gpubatch_operator.core.phases import PARKED, Phase
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 from gpubatch_operator.core.trouble import Limits, trouble_of
@@ -18,7 +18,7 @@ BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is bei
 FORGOTTEN = (
     *("conditions", "inspection", "results", "progress", "pending", "nodeName", "podName", "completionTime"),
     *("startTime", "firstStartTime", "activeSeconds", "failedAttempts", "lostAttempts"),
-    *("queuePosition", "estimatedStartTime", "estimatedCompletionTime"),
+    *("queuePosition", *ESTIMATES),
 )
 
 
@@ -118,7 +118,7 @@ def _enter(job: Job, status: JSON, now: float, hold: Hold | None, validated: boo
 def held(status: JSON, hold: Hold) -> JSON:
     """The status of a job that the queue has no room for."""
     status["phase"] = Phase.HELD.value
-    for key in ("queuePosition", "estimatedStartTime", "estimatedCompletionTime"):
+    for key in ("queuePosition", *ESTIMATES):
         status.pop(key, None)
     reason = Reason.QUEUE_FULL
     status["pending"] = {"reason": reason.value, "message": hold.message, "nextStep": NEXT_STEP[reason]}

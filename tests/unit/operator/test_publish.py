@@ -10,7 +10,7 @@ from gpubatch_operator.core import publish
 from gpubatch_operator.core.clock import seconds
 from gpubatch_operator.core.estimate import Estimate
 from gpubatch_operator.core.phases import Phase
-from gpubatch_operator.core.publish import Blockers, estimate_is_stale, position_is_stale, stale, waiting
+from gpubatch_operator.core.publish import Blockers, estimate_is_stale, position_is_stale, slip, stale, waiting
 from gpubatch_operator.core.reasons import Reason
 from unit.operator.build import EPOCH, ONE_GPU, gpu_shape, job, node
 from unit.operator.schema import check_status
@@ -61,7 +61,10 @@ def test_estimates_are_written_when_they_moved_by_more_than_a_tenth_or_have_pass
     st.sampled_from([Phase.QUEUED, Phase.VALIDATING]),
 )
 def test_what_was_just_written_is_not_written_again(position, blocker, times, phase):
-    estimate = Estimate(NOW + times[0], NOW + times[0] + times[1]) if times else None
+    estimate = None
+    if times:
+        start, end = NOW + times[0], NOW + times[0] + times[1]
+        estimate = Estimate(start, start + times[0], end, end + times[0])
     before = job(phase=phase)
     status = dict(before.status)
     waiting(before, status, position, blocker, estimate)
@@ -106,3 +109,14 @@ def test_why_jobs_wait():
     assert Blockers([node(gpus=0)]).of(ONE_GPU) == (Reason.NO_GPU_NODES, "no node advertises nvidia.com/gpu")
     reason, why = Blockers(nodes).of(gpu_shape(8))
     assert (reason, why) == (Reason.NO_MATCHING_NODE, "1 node: has 1 of 8 GPUs; 1 node: cordoned")
+
+
+def test_a_start_that_slips_is_explained():
+    late = Estimate(NOW + 9000, NOW + 9900, NOW + 10_000, NOW + 11_000)
+    before = job(estimated_start=NOW + 3000, position=2, status={"phase": "Queued"})
+    status: dict = {}
+    waiting(before, status, 5, BUSY, late, NOW)
+    assert "3 more jobs of higher priority came before it" in status["pending"]["message"]
+    assert "take longer than expected" in str(slip(before, 2, late, NOW))
+    assert slip(before, 2, Estimate(NOW + 3100, NOW + 3200, NOW + 3300, NOW + 3400), NOW) is None, "too little to tell"
+    assert slip(job(), 2, late, NOW) is None, "nothing was promised"
