@@ -59,6 +59,7 @@ class Scene:
     drawn: random.Random  # decisions of whoever disturbs the operator
     start: Callable[..., ForkedOperator]
     caps: dict[str, int]
+    kept: Path  # a history in which something was broken, an event a line
 
     async def writes(self, count: int, patience: float = 5.0) -> None:
         """Wait until operators have written so many statuses, or none does."""
@@ -93,7 +94,9 @@ class Scene:
         await self.recorder.complete()
         found = audit(self.recorder.history(), deleted=self.churn.deleted, caps=self.caps, **how)  # type: ignore[arg-type]
         print(json.dumps({"seed": SEED, "decisions": self.churn.done, "history": found.counts}))
-        assert not found.broken, report(found)
+        if found.broken:
+            self.kept.write_text("\n".join(json.dumps(e) for e in self.recorder.history()))
+        assert not found.broken, f"{report(found)}\nThe history is in {self.kept}"
 
 
 def report(found: Findings) -> str:
@@ -132,7 +135,7 @@ async def scene(
             beating = asyncio.create_task(churn.heartbeats())
             try:
                 await churn.add_nodes(*NODES)
-                yield Scene(churn, recorder, random.Random(f"disturb {SEED}"), start, caps)
+                yield Scene(churn, recorder, random.Random(f"disturb {SEED}"), start, caps, folder / "history.jsonl")
             finally:
                 beating.cancel()
                 for operator in operators:
