@@ -83,7 +83,7 @@ class Scene:
         finally:
             self.recorder.listeners.remove(listen)
 
-    async def verdict(self, **how: float | bool) -> None:
+    async def verdict(self, **how: float) -> None:
         """Let everything come to its end; then audit.
 
         Raises:
@@ -92,7 +92,7 @@ class Scene:
         await self.churn.settle()
         await self.churn.ended()
         await self.recorder.complete()
-        found = audit(self.recorder.history(), deleted=self.churn.deleted, caps=self.caps, **how)  # type: ignore[arg-type]
+        found = audit(self.recorder.history(), deleted=self.churn.deleted, caps=self.caps, **how)
         print(json.dumps({"seed": SEED, "decisions": self.churn.done, "history": found.counts}))
         if found.broken:
             self.kept.write_text("\n".join(json.dumps(e) for e in self.recorder.history()))
@@ -200,7 +200,7 @@ async def test_an_api_server_that_fails_in_every_way_makes_it_overtake_lose_and_
         operator.kill()
         operator.start()
         print(json.dumps(proxy.counts))
-        await s.verdict(grace=15.0, answers_lost=True)
+        await s.verdict(grace=15.0)
 
 
 async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_or_doubled(

@@ -3,12 +3,11 @@
 A pure function of the events. It goes through them in the order in which etcd stored them and knows at each moment
 what was true, so it sees also what lasted for a millisecond.
 
-Whether an admission was out of order is judged by what the operator could know when it planned. It plans after it has
-advanced all jobs that something happened to, and before it admits any. The phase `Queued` it has written by itself.
-What a user has changed it hears from a watch: that counts once it has written to the job since (its publisher does so
-at any time) and then advanced another one, or after `grace` seconds. A plan admits several jobs at once, and their
-writes land in any order; so a job ahead that fits the slot is wronged only if there isn't another free slot for it (and
-one for each of the others that are ahead).
+Whether an admission was out of order is judged by what the operator could know when it planned: a plan is older than
+the writes that it leads to, others are under way meanwhile, and what a user has changed it hears from a watch. So a job
+counts as waiting once it has been Queued, and left alone by users, for `grace` seconds. A plan admits several jobs at
+once, and their writes land in any order; so a job ahead that fits the slot is wronged only if there isn't another free
+slot for it (and one for each of the others that are ahead).
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ class Findings:
 class _Job:
     raw: JSON
     edited_at: float = float("-inf")  # by a user
-    confirmed: float = float("inf")  # the version of the operator's first write after that
     queued_at: float = float("-inf")  # when it became Queued
 
     @property
@@ -107,14 +105,13 @@ class _Node:
 
 
 class _Audit:
-    def __init__(self, deleted: Collection[str], caps: Mapping[str, int], grace: float, answers_lost: bool) -> None:
-        self.deleted, self.caps, self.grace, self.answers_lost = deleted, caps, grace, answers_lost
+    def __init__(self, deleted: Collection[str], caps: Mapping[str, int], grace: float) -> None:
+        self.deleted, self.caps, self.grace = deleted, caps, grace
         self.found = Findings()
         self.jobs: dict[str, _Job] = {}
         self.nodes: dict[str, _Node] = {}
         self.pods: dict[str, JSON] = {}  # runner pods
         self.gone: set[str] = set()  # jobs
-        self.advanced = 0  # the version of the last write that was made before the latest plan
         self.done: dict[tuple[str, str], tuple[int, str]] = {}  # template runs: the attempt whose work was done, when
         self.outputs: dict[str, set[str]] = defaultdict(set)  # by the run's name in the pod
         self.ends: Counter[tuple[str, str]] = Counter()
@@ -223,11 +220,7 @@ class _Audit:
             self.found.counts["jobs ever"] += 1
             new.edited_at = e.at
         else:
-            new.edited_at, new.confirmed = old.edited_at, old.confirmed
-            if old.status == new.status:
-                new.edited_at, new.confirmed = e.at, float("inf")
-            else:
-                new.confirmed = min(old.confirmed, e.version)
+            new.edited_at = e.at if old.status == new.status else old.edited_at
             if old.phase is Phase.QUEUED:
                 new.queued_at = old.queued_at
             self.change(e, old, new)
@@ -235,8 +228,6 @@ class _Audit:
 
     def change(self, e: Event, old: _Job, new: _Job) -> None:
         before, after = old.phase, new.phase
-        if before not in (after, Phase.STARTING) and after is not Phase.STARTING:
-            self.advanced = e.version  # not an admission, nor the end of one whose pod was refused
         if before is not after and (after is None or after not in CHANGES[before]):
             self.broken("phases change as the table says", e.version, f"{new.name}: {before} -> {after}")
         if before in FINISHED and after in FINISHED:
@@ -307,8 +298,7 @@ class _Audit:
             active[job.namespace] += 1
             if active[job.namespace] > self.caps.get(job.namespace, 10**9):
                 continue
-            heard = e.at - job.edited_at > self.grace or job.confirmed <= self.advanced
-            known = heard and (not self.answers_lost or e.at - job.queued_at > self.grace)
+            known = e.at - max(job.edited_at, job.queued_at) > self.grace
             rested = convert.job_of(job.raw).not_before + self.grace <= decided
             # With several slots on a node, what is left of its GPUs depends on what the operator had heard of.
             room = job.gpus <= new.gpus or (node.slots == 1 and job.gpus <= node.gpus)
@@ -366,7 +356,6 @@ def audit(
     deleted: Collection[str] = (),
     caps: Mapping[str, int] | None = None,
     grace: float = 5.0,
-    answers_lost: bool = False,
 ) -> Findings:
     """Each promise that was broken.
 
@@ -374,10 +363,9 @@ def audit(
         history: In order.
         deleted: Uids of jobs that users have deleted.
         caps: Slots that the jobs of a namespace may have at a time.
-        grace: Seconds after which the operator must have heard of what it didn't write by itself.
-        answers_lost: Whether the operator may have written without knowing it.
+        grace: Seconds after which the operator must have heard of what is true, and have carried out older plans.
     """
-    looking = _Audit(deleted, caps or {}, grace, answers_lost)
+    looking = _Audit(deleted, caps or {}, grace)
     for event in history:
         looking.see(event)
     looking.last()
