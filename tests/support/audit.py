@@ -112,6 +112,7 @@ class _Audit:
         self.nodes: dict[str, _Node] = {}
         self.pods: dict[str, JSON] = {}  # runner pods
         self.gone: set[str] = set()  # jobs
+        self.full: dict[str, float] = {}  # namespaces that held all slots that they may have, and until when
         self.done: dict[tuple[str, str], tuple[int, str]] = {}  # template runs: the attempt whose work was done, when
         self.outputs: dict[str, set[str]] = defaultdict(set)  # by the run's name in the pod
         self.ends: Counter[tuple[str, str]] = Counter()
@@ -211,6 +212,8 @@ class _Audit:
         uid = e.object["metadata"]["uid"]
         old = self.jobs.get(uid)
         if e.type == "DELETED":
+            if old and old.phase in ACTIVE and old.namespace in self.caps:
+                self.full[old.namespace] = e.at
             self.gone.add(uid)
             if uid not in self.deleted:
                 self.broken("no job is lost", e.version, f"{e.object['metadata']['name']} was deleted by nobody")
@@ -224,6 +227,9 @@ class _Audit:
             if old.phase is Phase.QUEUED:
                 new.queued_at = old.queued_at
             self.change(e, old, new)
+        namespace = new.namespace
+        if old and old.phase in ACTIVE and self.active()[namespace] >= self.caps.get(namespace, 10**9):
+            self.full[namespace] = e.at
         self.jobs[uid] = new
 
     def change(self, e: Event, old: _Job, new: _Job) -> None:
@@ -282,6 +288,10 @@ class _Audit:
                 out[a["node"], a["slot"]] = job.name
         return out
 
+    def active(self) -> Counter[str]:
+        """Jobs that have a slot, by namespace."""
+        return Counter(j.namespace for uid, j in self.jobs.items() if uid not in self.gone and j.phase in ACTIVE)
+
     def order(self, e: Event, old: _Job, new: _Job, here: Slot, taken: Mapping[Slot, str]) -> None:
         node, decided = self.nodes[here[0]], seconds(new.attempt["startTime"]) if new.attempt else 0.0
         others = sorted(
@@ -292,11 +302,13 @@ class _Audit:
             ),
             key=lambda j: j.rank,
         )
-        active = Counter(j.namespace for uid, j in self.jobs.items() if uid not in self.gone and j.phase in ACTIVE)
+        active = self.active()
         wronged: list[_Job] = []
         for job in others:
             active[job.namespace] += 1
             if active[job.namespace] > self.caps.get(job.namespace, 10**9):
+                continue
+            if e.at - self.full.get(job.namespace, float("-inf")) <= self.grace:
                 continue
             known = e.at - max(job.edited_at, job.queued_at) > self.grace
             rested = convert.job_of(job.raw).not_before + self.grace <= decided

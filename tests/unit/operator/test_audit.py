@@ -269,6 +269,19 @@ def test_a_namespace_s_share_holds_back_only_its_own(story: Story):
     assert "jobs are admitted in order" in story.broken(caps={"small": 2})
 
 
+def test_a_share_that_has_just_become_free_may_be_news_to_an_older_plan(story: Story):
+    story.node("m")
+    story.job("running", namespace="small")
+    story.admit("running", "m")
+    story.job("a", namespace="small")
+    story.job("b")
+    story.later(6)
+    story.pod_ends("running")
+    story.close("running")
+    story.admit("b")
+    assert "jobs are admitted in order" not in story.broken(caps={"small": 1})
+
+
 def test_a_job_just_queued_may_be_overtaken_by_an_older_plan(story: Story):
     story.job("first")
     story.job("second")
