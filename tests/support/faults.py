@@ -7,6 +7,7 @@ lets them hang in silence: no byte comes any more, and no end. What hangs never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections import Counter
@@ -55,7 +56,8 @@ class _Watch:
         self.path, self._request, self._response = path, request, response
 
     async def say(self, line: bytes) -> None:
-        await self._response.write(line)
+        with contextlib.suppress(ConnectionError):  # the operator is dead
+            await self._response.write(line)
 
     def cut(self) -> None:
         if transport := self._request.transport:
