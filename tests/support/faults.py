@@ -95,7 +95,7 @@ class FaultyProxy:
         app = web.Application(client_max_size=2**23)
         app.router.add_route("*", "/{path:.*}", self._serve)
         # A request whose client is dead must not be carried out later.
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0, access_log=None)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         document = yaml.safe_load(self._upstream.read_text())
