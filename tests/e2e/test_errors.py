@@ -69,7 +69,7 @@ JOBS: dict[str, JSON] = {
     "No credentials: the Secret doesn't exist": {"storage": {"secretName": "forgotten"}},
     "Wrong credentials": {"storage": {"secretName": "s3-wrong"}},
     "The output's bucket doesn't exist": {"inference": {"output": {"url": "s3://forgotten/out.jsonl"}}},
-    "The engine's image can't be pulled": {"engine": {"image": "registry.invalid/engine:forgotten"}},
+    "The engine's image can't be pulled": {"engine": {"image": "registry.invalid/Engine:forgotten"}},
     "The engine never gets ready": {"engine": {"startTimeoutSeconds": START_TIMEOUT}},
     "The engine needs more memory than it may have": {"engine": {"resources": {"limits": {"memory": "300Mi"}}}},
 }
