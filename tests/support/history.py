@@ -100,7 +100,7 @@ class Recorder:
     async def _watch(self, kind: str, path: str, version: str) -> None:
         while True:
             query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
-            with contextlib.suppress(ApiError):  # it broke: it goes on where it was
+            with contextlib.suppress(ApiError, TimeoutError):  # it broke: it goes on where it was
                 async for line in self._client.stream(path, query, WATCH_SECONDS):
                     event = json.loads(line)
                     assert event["type"] != "ERROR", f"events were missed: {event['object']}"
