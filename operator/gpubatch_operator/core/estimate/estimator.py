@@ -30,6 +30,10 @@ WORTH = 60.0  # seconds: waits and lives shorter than this aren't what the bound
 CALM = (0.25, 0.75)
 """What was said last stands while it lies between these quantiles of what is known now: no news, no move."""
 
+TRUST = 0.5
+"""How far the future that was drawn moves a start away from that of the queue as it is. Who comes later is foretold
+badly, and the mean of two forecasts errs less than either (Bates and Granger 1969)."""
+
 RAW = np.array([0.1, 0.5, 0.9])
 
 
@@ -244,28 +248,35 @@ class Estimator:
                 continue
             law, age = self._durations.law_running(uid, now), now - job.started
             free[i] = job.started + quantiles(law, _levels([uid], samples)[0], age)
+        kinds, span = [lanes.kinds.get(t.shape, 0) for t in tasks], self._arrivals.span(now)
+        alone = self._undisturbed(free, kinds, durations, lanes)
+        if not past or span <= 0 or not lanes.classes:
+            return alone
+        totals = self._totals(past, samples, now)
+        ranks = [(-t.priority, 0.0, i) for i, t in enumerate(tasks)]
+        shares = _levels(["future"], samples)[0]
+        later = [lanes.kinds.get(p.task.shape, 0) for p in past]
+        rows = []
+        for m in range(samples):
+            coming = (
+                Arrival(at, (-past[i].task.priority, at, i), later[i], totals[i, m])
+                for at, i in future(past, now, span, shares[m])
+            )
+            lane = list(zip(free[:, m].tolist(), lanes.classes, strict=True))
+            rows.append(replay(lane, lanes.fits, ranks, kinds, durations[:, m].tolist(), coming))
+        fits = np.isfinite(alone)
+        return np.where(fits, alone + TRUST * (np.array(rows).T - np.where(fits, alone, 0.0)), alone)
+
+    @staticmethod
+    def _undisturbed(free: Array, kinds: Sequence[int], durations: Array, lanes: Lanes) -> Array:
+        """Sampled starts if nobody comes later and overtakes."""
         columns, classes = free.T.tolist(), lanes.classes
-        kinds = [lanes.kinds.get(t.shape, 0) for t in tasks]
-        span = self._arrivals.span(now)
-        if past and span > 0 and classes:
-            totals = self._totals(past, samples, now)
-            ranks = [(-t.priority, 0.0, i) for i, t in enumerate(tasks)]
-            shares = _levels(["future"], samples)[0]
-            later = [lanes.kinds.get(p.task.shape, 0) for p in past]
-            rows = []
-            for m in range(samples):
-                coming = (
-                    Arrival(at, (-past[i].task.priority, at, i), later[i], totals[i, m])
-                    for at, i in future(past, now, span, shares[m])
-                )
-                lane = list(zip(columns[m], classes, strict=True))
-                rows.append(replay(lane, lanes.fits, ranks, kinds, durations[:, m].tolist(), coming))
-        elif lanes.uniform and classes:
-            rows = [in_line(columns[m], durations[:, m].tolist()) for m in range(samples)]
+        if lanes.uniform and classes:
+            rows = [in_line(column, durations[:, m].tolist()) for m, column in enumerate(columns)]
         else:
             rows = [
-                in_order(list(zip(columns[m], classes, strict=True)), lanes.fits, kinds, durations[:, m].tolist())
-                for m in range(samples)
+                in_order(list(zip(column, classes, strict=True)), lanes.fits, kinds, durations[:, m].tolist())
+                for m, column in enumerate(columns)
             ]
         return np.array(rows).T
 
