@@ -45,7 +45,7 @@ async def serve(settings: config.Settings) -> None:
     elector = Elector(await Client.connect(), namespace, instance, settings.replica or random_name(), terms)
     client, leaders_client = await Client.connect(), await Client.connect(before_write=elector.check)
     store = Store(settings.slots_per_node, settings.queue_limits())
-    synced, watching, serving = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    synced, watching, serving, signalled = (asyncio.Event() for _ in range(4))
 
     def decide() -> dict[str, Coroutine[Any, Any, None]]:
         events = Recorder(leaders_client)
@@ -56,6 +56,17 @@ async def serve(settings: config.Settings) -> None:
             "progress": progress.poll(store, settings.progress_seconds, settings.unresponsive_seconds),
             "notifier": Notifier(leaders_client, store, settings, events).run(),
         }
+
+    async def see() -> None:
+        await kopf.operator(
+            registry=watch.registry(store),
+            settings=watch.kopf_settings(),
+            clusterwide=True,
+            identity=IDENTITY,
+            ready_flag=watching,
+        )
+        signalled.set()  # a signal came while kopf's handlers were in the place of ours: it ends for nothing else
+        await asyncio.Event().wait()
 
     async def keep() -> None:
         # No plan before everything is known: a job whose pod wasn't seen yet would look lost.
@@ -68,13 +79,7 @@ async def serve(settings: config.Settings) -> None:
                 # First, so that at the end the lease is released at once.
                 "leadership": follow_then_lead(elector, client, store, decide),
                 **webhook,
-                "watch": kopf.operator(
-                    registry=watch.registry(store),
-                    settings=watch.kopf_settings(),
-                    clusterwide=True,
-                    identity=IDENTITY,
-                    ready_flag=watching,
-                ),
+                "watch": see(),
                 "sync": watch.keep_synced(client, store, settings.resync_seconds),
             }
         )
@@ -84,7 +89,7 @@ async def serve(settings: config.Settings) -> None:
             return "the first list of jobs, pods and nodes isn't complete"
         return "the webhook isn't served yet" if settings.admission_port and not serving.is_set() else ""
 
-    running = {"signal": until_signalled(watching), "store": keep()}
+    running = {"signal": until_signalled(signalled, watching), "store": keep()}
     if settings.health_port:
         running["health"] = health.serve(settings.health_port, why_not_ready)
     try:
@@ -95,13 +100,13 @@ async def serve(settings: config.Settings) -> None:
             await each.close()
 
 
-async def until_signalled(watching: asyncio.Event) -> None:
+async def until_signalled(signalled: asyncio.Event, watching: asyncio.Event) -> None:
     """Wait for SIGTERM or SIGINT.
 
     Kopf puts its own handlers in the place of these when it starts, and takes five seconds to stop: ours go back then,
     so that the lease is released first.
     """
-    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def handle() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

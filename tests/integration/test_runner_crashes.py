@@ -94,8 +94,11 @@ async def test_after_kills_at_random_moments_each_request_is_in_the_output_once(
     async with FakeEngine(answer, delay=0.02) as engine:
         pod = Pod(tmp_path, s3, engine)
         for _ in range(3):
+            moment = sum(engine.seen.values()) + chance.randrange(COUNT // 4)
             process = await pod.start()
-            await asyncio.sleep(chance.uniform(0.3, 2.5))
+            while process.returncode is None and sum(engine.seen.values()) < moment:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(chance.uniform(0, 0.1))
             kills += await kill(process)
         outcome = await pod.finish()
     assert kills, "the run was over before it was killed"
