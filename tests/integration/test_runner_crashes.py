@@ -179,7 +179,9 @@ async def test_the_old_attempt_of_a_node_that_was_cut_off_cannot_change_the_resu
     s3.put("in.jsonl", lines(COUNT))
     async with FakeEngine(answer, delay=0.02) as engine:
         old = await (pod := Pod(tmp_path, s3, engine)).start()
-        await asyncio.sleep(chance.uniform(0.5, 2.0))
+        moment = chance.randrange(COUNT // 10, COUNT // 2)
+        while sum(engine.seen.values()) < moment:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         old.send_signal(signal.SIGSTOP)  # as if the node had been cut off
         outcome = await Pod(tmp_path, s3, engine, attempt=2).finish()
         assert outcome.succeeded
