@@ -221,10 +221,13 @@ async def test_a_creation_that_a_quota_refuses_gives_its_place_back(api: Api, re
     await asked(api)
 
     async def enforced() -> bool:
-        return "hard" in (await api.client.get(f"{path}/jobs"))["status"]
+        return "used" in (await api.client.get(f"{path}/jobs"))["status"]
+
+    async def first() -> bool:  # the API server may not have heard of the quota's status yet
+        return await attempt(api, waits("first")) is None
 
     await eventually("the quota to be enforced", enforced)
-    assert await attempt(api, waits("first")) is None
+    await eventually("the first job to be created", first)
     for i in range(2):
         error = await attempt(api, waits(f"too-many-{i}"))
         assert error is not None
