@@ -143,6 +143,11 @@ async def test_a_leader_that_was_paused_for_longer_than_its_lease_does_no_harm(
     assert len(await api.pods()) == 3
 
 
+def moment(operator: OperatorProcess, text: str) -> str:
+    """When it logged that, by the clock that both share."""
+    return next(line[:23] for line in operator.log.splitlines() if text in line)
+
+
 async def ended(leader: OperatorProcess) -> None:
     async def gone() -> bool:
         return leader.ended() is not None
@@ -168,7 +173,9 @@ async def test_a_leader_that_is_cut_off_ends_and_another_one_plans(
     pod = await api.bound("one")
     partition(proxy[0])
     await ended(leader)
-    assert not await leads(follower)(), "the old leader had to end before the new one began"
+    await eventually("the follower to lead", leads(follower))
+    old, new = moment(leader, "the process ends at once"), moment(follower, "leading as")
+    assert old < new, "the old leader had to end before the new one began"
     await api.play_end(pod)
     await api.create(template_job("two", **on(node)))
     await api.bound("two")
