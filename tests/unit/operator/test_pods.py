@@ -328,7 +328,7 @@ def test_urls_in_secrets_reach_the_runner_as_files_and_never_as_text():
         "input": secret_url("links", "in"),
         "output": secret_url("links", "out"),
         "errors": secret_url("others", "errors"),
-        "checkpoint": {"url": "pvc://work/dir/job"},
+        "checkpoint": {"url": "pvc://kept/dir/job"},
     }
     pod = made(spec)["spec"]
     runner = pod["containers"][0]
@@ -340,7 +340,7 @@ def test_urls_in_secrets_reach_the_runner_as_files_and_never_as_text():
     assert links["items"] == [{"key": "in", "path": "in"}, {"key": "out", "path": "out"}]
     assert links["optional"], "so that the runner can say what is missing"
     assert f"{contract.SECRETS_DIR}/others" in mounted
-    assert f"{contract.CLAIMS_DIR}/work" in mounted
+    assert f"{contract.CLAIMS_DIR}/kept" in mounted
     assert not [m for m in pod["initContainers"][0]["volumeMounts"] if "gpubatch-location" in m["name"]]
 
 
