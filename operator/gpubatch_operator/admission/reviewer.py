@@ -61,7 +61,9 @@ class Reviewer:
             shape = shape_of(JobSpec.model_validate(spec))
         except ValidationError:  # the CRD has another version than we: no reason to refuse it
             return []
-        return warnings(shape, self._store.nodes.values(), self._sightings, time.time())
+        nodes, now = self._store.nodes.values(), time.time()
+        self._sightings.note(nodes, now)  # a node may be ready for less than the time between two looks
+        return warnings(shape, nodes, self._sightings, now)
 
 
 def _too_high(priority: int, highest: int, namespace: str) -> str:
