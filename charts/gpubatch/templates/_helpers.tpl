@@ -23,6 +23,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{- define "gpubatch.testLabels" -}}
+app.kubernetes.io/name: gpubatch
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
 {{- define "gpubatch.labels" -}}
 {{ include "gpubatch.selectorLabels" . }}
 app.kubernetes.io/part-of: gpubatch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gpubatch_operator.core.model import Node, Shape
-from gpubatch_operator.core.placement import matching, misfits
+from gpubatch_operator.core.placement import matching, misfit, misfits
+from gpubatch_operator.kube.convert import SLOTS
 
 MAX = 250  # characters; the API server cuts what is longer than 256
 
@@ -38,4 +39,22 @@ def warnings(shape: Shape, nodes: Iterable[Node], sightings: Sightings, now: flo
     if not matching(shape, with_gpus):
         why = f"no node can take the job, it will wait: {misfits(shape, with_gpus)}"
         return [why if len(why) <= MAX else why[: MAX - 3] + "..."]
-    return []
+    return _wasteful(shape, with_gpus)
+
+
+def _wasteful(shape: Shape, nodes: Iterable[Node]) -> list[str]:
+    """A job takes a slot, whatever it leaves of the node's GPUs: nobody else gets them."""
+    best: tuple[int, Node] | None = None  # GPUs that stay idle on the node that suits it best
+    for node in nodes:
+        if misfit(shape, node) is None:
+            idle = node.capacity[shape.resource] - node.slots * shape.gpus
+            best = min(best or (idle, node), (idle, node), key=lambda found: found[0])
+    if best is None or best[0] <= 0:
+        return []
+    idle, node = best
+    count, slots = node.capacity[shape.resource], f"{node.slots} slot{'s' if node.slots > 1 else ''}"
+    said = (
+        f"the job asks for {shape.gpus} of the {count} GPUs of a node such as {node.name[:63]}, which has {slots}: the "
+        f"others stay idle; ask for more, or let an administrator label it {SLOTS}={count // shape.gpus}"
+    )
+    return [said if len(said) <= MAX else said[: MAX - 3] + "..."]
