@@ -58,7 +58,7 @@ constraints: ## Pin the newest versions of all Python packages
 test: test-unit test-integration test-e2e ## All tests
 
 test-unit: $(VENV)/ready ## Tests that need nothing but Python
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit
 
 test-integration: $(VENV)/ready ## Tests on a real API server and S3 server
 	$(BIN)/pytest tests/integration

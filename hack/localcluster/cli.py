@@ -105,7 +105,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hack/cluster",
         description="A Kubernetes cluster on this machine: kind where Docker runs, ordinary processes elsewhere. "
-        "GPUBATCH_CLUSTER_ID (0 to 9) tells clusters side by side apart.",
+        "GPUBATCH_CLUSTER_ID (0 to 49) tells clusters side by side apart.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up", help="bring it up, or mend it; prints the exports for your shell")

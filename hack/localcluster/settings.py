@@ -1,6 +1,6 @@
 """Where a cluster lives: its folders, addresses and names, all derived from its number.
 
-Several clusters run side by side on one machine: GPUBATCH_CLUSTER_ID, 0 to 9, tells them apart.
+Several clusters run side by side on one machine: GPUBATCH_CLUSTER_ID, 0 to 49, tells them apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SERVICE_CIDR = "10.96.0.0/16"
 SERVICE_API = "10.96.0.1"
 MAX_NODES = 8
+MAX_CLUSTERS = 50
 
 
 def cache_root() -> Path:
@@ -44,7 +45,7 @@ class Node:
     @property
     def pod_cidr(self) -> str:
         """The addresses of its pods."""
-        return f"10.{220 + self.cluster.id}.{self.index}.0/24"
+        return f"10.{200 + self.cluster.id}.{128 + self.index}.0/24"
 
     @property
     def link(self) -> str:
@@ -97,7 +98,7 @@ class Cluster:
     @property
     def pod_cidr(self) -> str:
         """The addresses of all pods."""
-        return f"10.{220 + self.id}.0.0/16"
+        return f"10.{200 + self.id}.128.0/17"
 
     @property
     def server(self) -> str:
@@ -154,9 +155,9 @@ def current() -> Cluster:
     """The cluster that the environment names.
 
     Raises:
-        SetupError: GPUBATCH_CLUSTER_ID isn't a digit.
+        SetupError: GPUBATCH_CLUSTER_ID isn't the number of a cluster.
     """
     text = os.environ.get("GPUBATCH_CLUSTER_ID", "0")
-    if len(text) != 1 or text not in "0123456789":
-        raise SetupError(f"GPUBATCH_CLUSTER_ID is {text!r}: expected a digit, 0 to 9")
+    if not (text.isascii() and text.isdigit() and int(text) < MAX_CLUSTERS):
+        raise SetupError(f"GPUBATCH_CLUSTER_ID is {text!r}: expected a number, 0 to {MAX_CLUSTERS - 1}")
     return Cluster(int(text), cache_root())
