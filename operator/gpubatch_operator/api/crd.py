@@ -34,6 +34,13 @@ FROZEN_ONCE_ADMITTED = (
     "activeDeadlineSeconds",  # the runner was told at its start when to stop
     "completionWindowSeconds",
 )
+# Each look at a field costs the API server a copy of its siblings' schemas, and these rules are asked at each write. A
+# write to status takes spec as it is stored, any other takes status: where the phase differs, spec is as it was.
+STATUS_WRITE = (
+    "has(self.status) && (!has(oldSelf.status) || has(self.status.phase) && "
+    "(!has(oldSelf.status.phase) || self.status.phase != oldSelf.status.phase))"
+)
+CANT_CHANGE = "can't be changed once the job has been admitted, unless a new runId runs it again"
 PHASE = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase"
 ADMITTED = f"{PHASE} in ['Starting', 'Running', 'Succeeded', 'Failed', 'Cancelled']"
 RUNS = f"{PHASE} in ['Starting', 'Running']"
@@ -109,29 +116,34 @@ def _unchanged(field: str) -> str:
     )
 
 
+def _named_if_changed(field: str) -> str:
+    """CEL: the field's name and a space, or nothing."""
+    return f"({_unchanged(field)} ? '' : 'spec.{field} ')"
+
+
 def crd() -> dict[str, Any]:
     """The whole CustomResourceDefinition."""
     transitions = [
         rule(
-            f"!({ADMITTED}) || ({RUN_AGAIN}) || {_unchanged(field)}",
-            f"spec.{field} can't be changed once the job has been admitted, unless a new runId runs it again",
-        )
-        for field in FROZEN_ONCE_ADMITTED
-    ] + [
+            f"{STATUS_WRITE} || !({ADMITTED}) || ({RUN_AGAIN}) || "
+            f"({' && '.join(map(_unchanged, FROZEN_ONCE_ADMITTED))})",
+            f"spec.{' spec.'.join(FROZEN_ONCE_ADMITTED)} {CANT_CHANGE}",
+            f"({' + '.join(map(_named_if_changed, FROZEN_ONCE_ADMITTED))} + \"{CANT_CHANGE}\")",
+        ),
         rule(
-            f"({RUN_AGAIN}) || {_unchanged('inference')}",
+            f"{STATUS_WRITE} || ({RUN_AGAIN}) || {_unchanged('inference')}",
             "spec.inference can't be changed; when the job has finished it can, together with a new runId",
         ),
         rule(
-            f"!({RUNS}) || {_unchanged('runId')}",
+            f"{STATUS_WRITE} || !({RUNS}) || {_unchanged('runId')}",
             "spec.runId can't be changed while the job runs; wait for its end, or cancel it",
         ),
         rule(
-            f"!({CANCELLED.format('oldSelf')}) || ({CANCELLED.format('self')}) || ({RUN_AGAIN})",
+            f"{STATUS_WRITE} || !({CANCELLED.format('oldSelf')}) || ({CANCELLED.format('self')}) || ({RUN_AGAIN})",
             "spec.cancel can't be taken back; when the job has ended, a new runId without it runs the job again",
         ),
         rule(
-            f"!({RUN_AGAIN}) || !({CANCELLED.format('self')})",
+            f"{STATUS_WRITE} || !({RUN_AGAIN}) || !({CANCELLED.format('self')})",
             "spec.cancel must be removed to run the job again with a new runId",
         ),
     ]

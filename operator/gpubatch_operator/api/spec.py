@@ -22,9 +22,9 @@ Text = Annotated[str, Field(max_length=1024)]
 Duration = Annotated[int, Field(ge=1, le=31_536_000)]
 
 
-def rule(expression: str, message: str) -> JsonDict:
-    """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints."""
-    return {"rule": expression, "message": message}
+def rule(expression: str, message: str, exact: str = "") -> JsonDict:
+    """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints, or what the CEL in `exact` says."""
+    return {"rule": expression, "message": message} | ({"messageExpression": exact} if exact else {})
 
 
 class ApiModel(BaseModel):
