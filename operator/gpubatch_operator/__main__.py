@@ -6,6 +6,7 @@ If any part ends, the process ends, and the kubelet starts it anew: all state is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -33,6 +34,7 @@ from gpubatch_operator.reconciler import Reconciler
 # Kopf would else ask for the user's name, and the user 65532 of a container has none.
 IDENTITY: Any = "gpubatch-operator"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+FIRST_TRY_SECONDS = 1.0
 
 log = logging.getLogger("gpubatch_operator")
 
@@ -69,27 +71,28 @@ async def serve(settings: config.Settings) -> None:
         await asyncio.Event().wait()
 
     async def keep() -> None:
-        # No plan before everything is known: a job whose pod wasn't seen yet would look lost.
-        await watch.resync(client, store)
+        with contextlib.suppress(TimeoutError):  # who leads from the start lists everything once, and not twice
+            async with asyncio.timeout(FIRST_TRY_SECONDS):
+                await elector.tried.wait()
+        versions = await watch.resync(client, store)
         log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
         synced.set()
         webhook = assemble(client, store, settings, instance, namespace, serving) if settings.admission_port else {}
-        await parts.run(
-            {
-                # First, so that at the end the lease is released at once.
-                "leadership": follow_then_lead(elector, client, store, decide),
-                **webhook,
-                "watch": see(),
-                "sync": watch.keep_synced(client, store, settings.resync_seconds),
-            }
-        )
+        followed = {f"watch of {c.path}": watch.follow(client, c, versions[c.path]) for c in watch.followed(store)}
+        sync = watch.keep_synced(client, store, settings.resync_seconds)
+        await parts.run({**webhook, **followed, "watch of nodes": see(), "sync": sync})
 
     def why_not_ready() -> str:
         if not synced.is_set():
             return "the first list of jobs, pods and nodes isn't complete"
         return "the webhook isn't served yet" if settings.admission_port and not serving.is_set() else ""
 
-    running = {"signal": until_signalled(signalled, watching), "store": keep()}
+    running = {
+        # First, so that at the end the lease is released at once.
+        "leadership": follow_then_lead(elector, client, store, synced, decide),
+        "signal": until_signalled(signalled, watching),
+        "store": keep(),
+    }
     if settings.health_port:
         running["health"] = health.serve(settings.health_port, why_not_ready)
     try:

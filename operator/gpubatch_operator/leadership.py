@@ -1,14 +1,15 @@
 """What only one replica does, and what the others do until it is their turn.
 
 All replicas watch and hold everything in their store. A follower doesn't decide and doesn't write; what piles up in its
-store for a reconciler to take is cleared now and then. Whoever wins the lease lists everything once more before its
-first decision: what a watch has not told yet must not decide.
+store for a reconciler to take is cleared now and then. Whoever wins the lease decides on a list that was begun after
+that: what a watch has not told yet must not decide.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -28,8 +29,11 @@ log = logging.getLogger(__name__)
 Work = Callable[[], Mapping[str, Coroutine[Any, Any, None]]]
 
 
-async def follow_then_lead(elector: Elector, client: Client, store: Store, work: Work) -> None:
-    """Wait for the lease, then do `work` for as long as it is held; at the end it is released."""
+async def follow_then_lead(elector: Elector, client: Client, store: Store, synced: asyncio.Event, work: Work) -> None:
+    """Wait for the lease, then do `work` for as long as it is held; at the end it is released.
+
+    `synced` is set once everything was listed for the first time.
+    """
     tidying = asyncio.create_task(_keep_tidy(store))
     try:
         await elector.acquire()
@@ -37,18 +41,19 @@ async def follow_then_lead(elector: Elector, client: Client, store: Store, work:
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
     metrics.LEADER.set(1)
+    elected_at = time.monotonic()
     try:
-        await parts.run({"work": _lead(client, store, work), "lease": elector.renew()})
+        await parts.run({"work": _lead(client, store, synced, elected_at, work), "lease": elector.renew()})
     finally:
         metrics.LEADER.set(0)
         await elector.release()  # after everything that writes has ended
 
 
-async def _lead(client: Client, store: Store, work: Work) -> None:
-    while True:
+async def _lead(client: Client, store: Store, synced: asyncio.Event, elected_at: float, work: Work) -> None:
+    await synced.wait()
+    while store.listed_at < elected_at:
         try:
             await watch.resync(client, store)
-            break
         except (ApiError, OSError) as e:
             log.warning("what there is can't be listed, so nothing is decided yet: %s", e)
             await asyncio.sleep(RETRY_SECONDS)

@@ -128,7 +128,7 @@ def crd() -> dict[str, Any]:
             f"{STATUS_WRITE} || !({ADMITTED}) || ({RUN_AGAIN}) || "
             f"({' && '.join(map(_unchanged, FROZEN_ONCE_ADMITTED))})",
             f"spec.{' spec.'.join(FROZEN_ONCE_ADMITTED)} {CANT_CHANGE}",
-            f"({' + '.join(map(_named_if_changed, FROZEN_ONCE_ADMITTED))} + \"{CANT_CHANGE}\")",
+            f'({" + ".join(map(_named_if_changed, FROZEN_ONCE_ADMITTED))} + "{CANT_CHANGE}")',
         ),
         rule(
             f"{STATUS_WRITE} || ({RUN_AGAIN}) || {_unchanged('inference')}",

@@ -24,7 +24,8 @@ Duration = Annotated[int, Field(ge=1, le=31_536_000)]
 
 def rule(expression: str, message: str, exact: str = "") -> JsonDict:
     """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints, or what the CEL in `exact` says."""
-    return {"rule": expression, "message": message} | ({"messageExpression": exact} if exact else {})
+    said: JsonDict = {"rule": expression, "message": message}
+    return said | {"messageExpression": exact} if exact else said
 
 
 class ApiModel(BaseModel):

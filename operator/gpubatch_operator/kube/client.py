@@ -7,7 +7,7 @@ objects anyway.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -113,7 +113,7 @@ class Client:
             raise ApiError(response.status, data.get("reason", ""), data.get("message", ""))
         return data if isinstance(data, dict) else {}
 
-    async def stream(self, path: str, query: dict[str, Any], seconds: float) -> AsyncIterator[bytes]:
+    async def stream(self, path: str, query: dict[str, Any], seconds: float) -> AsyncGenerator[bytes]:
         """The lines of a watch, until the server or the time ends it.
 
         Raises:
@@ -154,13 +154,13 @@ class Client:
             if not token:
                 return items, page["metadata"]["resourceVersion"]
 
-    async def pages(self, path: str, **query: Any) -> AsyncIterator[Objects]:
-        """All objects of a collection, a page at a time."""
+    async def pages(self, path: str, **query: Any) -> AsyncIterator[tuple[Objects, str]]:
+        """All objects of a collection, a page at a time, and the resourceVersion of the list."""
         token = ""
         while True:
             page = await self._page(path, query, token)
             token = page["metadata"].get("continue", "")
-            yield page.pop("items", None) or []
+            yield page.pop("items", None) or [], page["metadata"]["resourceVersion"]
             if not token:
                 return
 

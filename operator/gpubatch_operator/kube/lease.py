@@ -79,6 +79,7 @@ class Elector:
         self._renewed: float | None = None  # when the last good renewal was sent; None while not leading
         self._released = False
         self._stirred = asyncio.Event()  # the watch has seen something
+        self.tried = asyncio.Event()  # whether the lease was free at the start is known
 
     @property
     def leads(self) -> bool:
@@ -101,6 +102,7 @@ class Elector:
         watcher = asyncio.create_task(self._watch())
         try:
             while not await self._try():
+                self.tried.set()
                 now = monotonic()
                 due = self._sight.free_at - now if self._sight else 0.0
                 pause = self._terms.retry * random.uniform(1.0, 1.2)
@@ -109,6 +111,7 @@ class Elector:
                     async with asyncio.timeout(min(pause, max(due, 0.1))):
                         await self._stirred.wait()
         finally:
+            self.tried.set()
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
         log.info("leading as %s", self.me)
@@ -218,7 +221,7 @@ class Elector:
 
     async def _watch(self) -> None:
         """See each change of the lease as it happens, for ever."""
-        query = {"watch": "1", "fieldSelector": f"metadata.name={self._name}", "timeoutSeconds": WATCH_SECONDS}
+        query = {"watch": "true", "fieldSelector": f"metadata.name={self._name}", "timeoutSeconds": WATCH_SECONDS}
         while True:
             with contextlib.suppress(ApiError, TimeoutError):
                 async for line in self._client.stream(self._collection, query, WATCH_SECONDS + REQUEST_SECONDS):

@@ -55,6 +55,7 @@ class Store:
         self._versions: dict[str, int] = {}  # by uid: the resourceVersion that is held
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
+        self.listed_at = float("-inf")  # monotonic: when the last list of everything began
         self.changed = asyncio.Event()
         self._stirred = True  # something changed since `take_stirred` that a plan depends on
         self.finished: list[Job] = []  # jobs seen finished since somebody last took them, to learn from

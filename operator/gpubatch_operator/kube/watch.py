@@ -1,57 +1,106 @@
-"""Watching: kopf brings events into the store; a list of our own at the start and now and then heals what it misses.
+"""Watching: the store is made equal to the cluster by lists, and kept so by watches.
 
-The handlers are async, only record, and never decide. No other kind of kopf's handlers is used: they would write
-annotations or finalizers to each object.
+Nodes come by kopf, whose handlers only record and never decide; no other kind of kopf's handlers is used, they would
+write annotations or finalizers to each object. Jobs and pods come by the thousand: what kopf does with each event, for
+handlers that we don't have, was more than a third of the operator's CPU time. Their watch is our own, and goes on
+exactly where a list has ended. A list of everything now and then heals whatever is missed all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import kopf
+import orjson
 
 from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
 from gpubatch_operator.kube import convert
-from gpubatch_operator.kube.client import Client
+from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.store import Store
 
 JSON = dict[str, Any]
 JOBS = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 PODS = "/api/v1/pods"
 NODES = "/api/v1/nodes"
+WATCH_SECONDS = 60.0  # life of one watch request: a connection that died in silence is noticed after so long
+GRACE_SECONDS = 10.0  # for the server to end it
+REST_SECONDS = 1.0  # after a failure
+BURST = 64  # events in a row, before others get their turn
+GONE = 410
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """How objects of one kind get into the store.
+
+    Attributes:
+        path: Where they are listed.
+        query: Which of them.
+        key: What of the metadata the store knows them by.
+        put: Takes an object as it is.
+        drop: Takes one as it was when it was deleted.
+        lose: Takes the key of one whose deletion was missed.
+        held: The keys in the store.
+    """
+
+    path: str
+    query: dict[str, str]
+    key: str
+    put: Callable[[JSON], None]
+    drop: Callable[[JSON], None]
+    lose: Callable[[str], None]
+    held: Callable[[], set[str]]
+
+
+def nodes(store: Store) -> Collection:
+    """All nodes."""
+
+    def drop(raw: JSON) -> None:
+        store.drop_node(raw["metadata"]["name"])
+
+    return Collection(NODES, {}, "name", store.put_node, drop, store.drop_node, lambda: set(store.nodes))
+
+
+def pods(store: Store) -> Collection:
+    """The pods that carry our label."""
+    query = {"labelSelector": convert.JOB_UID}
+    return Collection(PODS, query, "uid", store.put_pod, store.drop_pod, store.lose_pod, lambda: set(store.pods))
+
+
+def jobs(store: Store) -> Collection:
+    """All jobs."""
+
+    def drop(raw: JSON) -> None:
+        store.drop_job(raw["metadata"]["uid"])
+
+    return Collection(JOBS, {}, "uid", store.put_job, drop, store.drop_job, lambda: set(store.jobs))
+
+
+def followed(store: Store) -> tuple[Collection, ...]:
+    """What is watched by `follow`."""
+    return pods(store), jobs(store)
+
+
 def registry(store: Store) -> kopf.OperatorRegistry:
-    """Kopf's handlers: each event into the store."""
+    """Kopf's handlers: each event of a node into the store."""
     handlers = kopf.OperatorRegistry()
-
-    async def job(event: Any, **_: Any) -> None:
-        raw = event["object"]
-        if event["type"] == "DELETED":
-            store.drop_job(raw["metadata"]["uid"])
-        else:
-            store.put_job(_plain(raw))
-
-    async def pod(event: Any, **_: Any) -> None:
-        (store.drop_pod if event["type"] == "DELETED" else store.put_pod)(_plain(event["object"]))
+    each = nodes(store)
 
     async def node(event: Any, **_: Any) -> None:
-        if event["type"] == "DELETED":
-            store.drop_node(event["object"]["metadata"]["name"])
-        else:
-            store.put_node(event["object"])
+        (each.drop if event["type"] == "DELETED" else each.put)(event["object"])
 
     @kopf.on.login(registry=handlers)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)(job)
-    kopf.on.event("", "v1", "pods", registry=handlers)(pod)
     kopf.on.event("", "v1", "nodes", registry=handlers)(node)
     return handlers
 
@@ -89,7 +138,7 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """Kopf without its writes and without what would only prepare them, and watching only our own pods."""
+    """Kopf without its writes and without what would only prepare them."""
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = _NoDiff()
     settings.persistence.progress_storage = _NoProgress()
@@ -98,44 +147,36 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.watching.chunk_size = 500
     settings.watching.server_timeout = 600
-    settings.watching.label_selectors["", "pods"] = convert.JOB_UID
     settings.queueing.idle_timeout = 0.5
     # Crash-only: when a watch has failed for good, kopf may take minutes to end; the process must not outlive it.
     settings.process.ultimate_exiting_timeout = 15
     return settings
 
 
-async def resync(client: Client, store: Store) -> None:
+async def resync(client: Client, store: Store) -> dict[str, str]:
     """List everything and make the store equal to it.
+
+    Returns:
+        The version of each list, by its path.
 
     Raises:
         ApiError, OSError: The API server doesn't answer; what was listed until then is kept.
     """
-    # Only what was held before the lists were made can be missing from them because it is deleted.
-    held = set(store.jobs), set(store.pods), set(store.nodes)
-
-    async def listed(path: str, put: Callable[[JSON], None], key: str, **query: str) -> set[str]:
-        names: set[str] = set()
-        async for page in client.pages(path, **query):  # and not all of ten thousand at once
-            for raw in page:
-                put(raw)
-            names.update(raw["metadata"][key] for raw in page)
-        return names
-
+    began = time.monotonic()
     # Pods before jobs, and both before anything is decided: a job whose pod isn't known looks lost.
-    nodes = await listed(NODES, store.put_node, "name")
-    pods = await listed(PODS, store.put_pod, "uid", labelSelector=convert.JOB_UID)
-    jobs = await listed(JOBS, store.put_job, "uid")
-    for uid in held[0] - jobs:
-        store.drop_job(uid)
-    for uid in held[1] - pods:
-        store.lose_pod(uid)
-    for name in held[2] - nodes:
-        store.drop_node(name)
+    each = nodes(store), pods(store), jobs(store)
+    # Only what was held before the lists were made can be missing from them because it is deleted.
+    held = [c.held() for c in each]
+    listed = [await _put_all(client, c) for c in each]
+    for collection, before, (there, _) in zip(each, held, listed, strict=True):
+        for key in before - there:
+            collection.lose(key)
+    store.listed_at = began
+    return {c.path: version for c, (_, version) in zip(each, listed, strict=True)}
 
 
 async def keep_synced(client: Client, store: Store, interval: float) -> None:
-    """Heal the store every `interval` seconds, for ever: events get lost across kopf's relists."""
+    """Heal the store every `interval` seconds, for ever."""
     while True:
         await asyncio.sleep(interval)
         try:
@@ -144,5 +185,59 @@ async def keep_synced(client: Client, store: Store, interval: float) -> None:
             log.warning("resync failed, the next one may succeed: %s", e)
 
 
-def _plain(raw: Any) -> dict[str, Any]:
-    return dict(raw)
+async def follow(client: Client, collection: Collection, version: str) -> None:
+    """Keep the store equal to a collection from this version of it on, for ever.
+
+    When the version is too old for the API server to tell what has changed since, everything is listed again. An event
+    that can't be used is logged, and made good by the object's next version or the next list.
+    """
+    while True:
+        began = time.monotonic()
+        try:
+            if not version:
+                held = collection.held()
+                there, version = await _put_all(client, collection)
+                for key in held - there:
+                    collection.lose(key)
+            query = {**collection.query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
+            query["timeoutSeconds"] = str(int(WATCH_SECONDS))
+            async with aclosing(client.stream(collection.path, query, WATCH_SECONDS + GRACE_SECONDS)) as lines:
+                count = 0
+                async for line in lines:
+                    event = orjson.loads(line)
+                    raw = event["object"]
+                    if event["type"] == "ERROR":
+                        raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
+                    version = raw["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        _apply(collection, event["type"], raw)
+                    count += 1
+                    if count % BURST == 0:  # a line that is there already is no turn for anybody
+                        await asyncio.sleep(0)
+        except ApiError as e:
+            if e.status == GONE:
+                version = ""
+            log.warning("the watch of %s ended, it begins anew: %s", collection.path, e)
+        except ValueError as e:  # half a line, from something between us and the API server
+            log.warning("the watch of %s said what isn't JSON, it begins anew: %s", collection.path, e)
+        if time.monotonic() - began < REST_SECONDS:
+            await asyncio.sleep(REST_SECONDS)
+
+
+def _apply(collection: Collection, kind: str, raw: JSON) -> None:
+    try:
+        (collection.drop if kind == "DELETED" else collection.put)(raw)
+    except Exception:
+        log.exception("an event of %s %s can't be used", collection.path, raw["metadata"].get("name"))
+
+
+async def _put_all(client: Client, collection: Collection) -> tuple[set[str], str]:
+    """Put each object; their keys, and the version of the list."""
+    keys: set[str] = set()
+    version = ""
+    async for page, of_list in client.pages(collection.path, **collection.query):  # not all of ten thousand at once
+        for raw in page:
+            collection.put(raw)
+        keys.update(raw["metadata"][collection.key] for raw in page)
+        version = of_list
+    return keys, version

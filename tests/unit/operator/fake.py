@@ -136,9 +136,9 @@ class Cluster:
             raise self._missing(path)
         return copy.deepcopy(there[name])
 
-    async def pages(self, path: str, **_: Any) -> AsyncIterator[list[JSON]]:
+    async def pages(self, path: str, **_: Any) -> AsyncIterator[tuple[list[JSON], str]]:
         items = {JOBS: self.jobs, PODS: self.pods, NODES: self.nodes}[path]
-        yield copy.deepcopy(list(items.values()))
+        yield copy.deepcopy(list(items.values())), "1"
 
     async def create(self, path: str, body: JSON) -> JSON:
         return self._write(lambda: self._create_pod(copy.deepcopy(body)))
