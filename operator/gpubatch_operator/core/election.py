@@ -39,14 +39,14 @@ class Sight:
     free_at: float
 
 
-def see(before: Sight | None, lease: Lease | None, now: float, me: str) -> Sight:
-    """What `me` knows after it has read the lease."""
+def see(before: Sight | None, lease: Lease | None, now: float, me: str, duration: float) -> Sight:
+    """What `me`, whose own leases last for `duration`, knows after it has read the lease."""
     if lease is None:
-        # Somebody has deleted it. Its holder may not know yet.
+        # Somebody has deleted it. Its holder may not know yet, and who took one that was free may not have been seen.
         had = before.lease if before else None
-        return Sight(
-            None, now + had.duration if had and had.holder not in ("", me) else before.free_at if before else 0
-        )
+        if had and had.holder != me:
+            return Sight(None, now + max(had.duration, duration))
+        return Sight(None, before.free_at if before else 0)
     if lease.holder in ("", me):
         return Sight(lease, 0)
     known = before.lease if before else None

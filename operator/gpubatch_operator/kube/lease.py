@@ -172,7 +172,7 @@ class Elector:
         except ApiError as e:
             if e.status != 404:
                 raise
-            self._sight = see(self._sight, None, monotonic(), self.me)
+            self._sight = see(self._sight, None, monotonic(), self.me, self._terms.duration)
 
     async def _look_again(self) -> None:
         """Somebody else has written to our lease: an edit of its labels is no harm, any other holder is the end."""
@@ -191,7 +191,7 @@ class Elector:
             mark=str(spec.get("renewTime")),
             transitions=int(spec.get("leaseTransitions") or 0),
         )
-        self._sight = see(self._sight, lease, monotonic(), self.me)
+        self._sight = see(self._sight, lease, monotonic(), self.me, self._terms.duration)
 
     async def _write(self, holder: str) -> None:
         """Create or update the lease under the version that was seen.
