@@ -179,6 +179,12 @@ class Settings(BaseModel):
         default="",
         description="Comma-separated CIDRs of private addresses that webhooks may reach besides public ones.",
     )
+    checkpoint_seconds: float = Field(
+        default=300,
+        ge=1,
+        description="How often a run's results are kept for another attempt, should its pod or node be lost: so much "
+        "work is done twice at most. Each time all of them are uploaded.",
+    )
     upload_connect_seconds: float = Field(
         default=30, ge=1, description="Time limit for a connection to a place that results are written to."
     )

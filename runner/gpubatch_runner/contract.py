@@ -173,6 +173,7 @@ class RunSpec(Model):
         description="URL by which an attempt's work is kept for the next: s3://, gs://, az:// or pvc://; or secret://. "
         "None: beside the output; nowhere, where that can only be PUT.",
     )
+    checkpoint_seconds: float = Field(default=300.0, description="How often it is kept, while the run goes on.")
     output_order: Literal["Completion", "Input"] = "Completion"
     storage: Storage = Storage()
     upload: Upload = Upload()

@@ -42,7 +42,6 @@ PREPARE_SECONDS = 45.0
 
 SAVE_SECONDS = 5
 
-CHECKPOINT_SECONDS = 300.0
 CHECKPOINT_SHARE = 20
 """A checkpoint is a whole copy: the pause after it is at least so many times the seconds that it took."""
 
@@ -167,7 +166,7 @@ class Attempt:
 
     async def _keep_checkpoint(self, journal: Journal) -> None:
         """Saves the journal to the output's location from time to time: the node may be lost with it."""
-        pause, saved = CHECKPOINT_SECONDS, 0
+        pause, saved = self._spec.checkpoint_seconds, 0
         while True:
             await asyncio.sleep(pause)
             done = journal.completed + journal.failed
@@ -179,7 +178,7 @@ class Attempt:
             except RunnerError as error:
                 log.warning("checkpoint not written", extra={"problem": str(error)})
                 continue
-            saved, pause = done, max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (time.monotonic() - begin))
+            saved, pause = done, max(self._spec.checkpoint_seconds, CHECKPOINT_SHARE * (time.monotonic() - begin))
 
     def _note_engine(self, engine: EngineInfo) -> None:
         self._ending.engine = engine

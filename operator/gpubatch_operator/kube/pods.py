@@ -258,6 +258,7 @@ def run_spec(
         output=_url(work.output),
         errors=_url(work.errors) if work.errors else None,
         checkpoint=_url(work.checkpoint) if work.checkpoint else None,
+        checkpoint_seconds=settings.checkpoint_seconds,
         output_order=work.output_order,
         upload=_upload(work.upload, settings),
         storage=contract.Storage(endpoint=work.storage.endpoint, region=work.storage.region),

@@ -360,11 +360,10 @@ async def test_sigterm_leaves_partial_results_and_the_next_attempt_goes_on_from_
 async def test_after_the_loss_of_a_pod_the_next_attempt_goes_on_from_the_last_checkpoint(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.05)
     monkeypatch.setattr(run_module, "CHECKPOINT_SHARE", 0)
     job.write([request(n) for n in range(30)])
     async with FakeEngine(delay=0.02) as engine:
-        spec = job.spec(engine_url=engine.url, max_concurrent_requests=1)
+        spec = job.spec(engine_url=engine.url, max_concurrent_requests=1, checkpoint_seconds=0.05)
         lost = asyncio.create_task(run(spec, job.environment, asyncio.Event()))
         await engine.has_seen(15)
         lost.cancel()
