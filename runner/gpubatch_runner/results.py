@@ -295,7 +295,13 @@ class Publication:
         assert staged is not None
         store = self._of(staged)
         if target.is_place:
-            await patiently(lambda: store.move(staged, target), self._limits)
+
+            async def move() -> None:
+                # Another attempt may have moved it just now. If nobody has, the storage lost it: that is no success.
+                if not await store.move(staged, target) and not await self._of(target).exists(target):
+                    raise target.problem(f"{staged.shown}, which was to be moved there, is gone")
+
+            await patiently(move, self._limits)
             return
 
         async def put() -> None:
