@@ -155,6 +155,8 @@ def _write_configuration(node: Node) -> None:
         "clusterDNS": [cluster.host_ip],
         "clusterDomain": "cluster.local",
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        # A test that kills a container ten times must not wait for five minutes each time.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         "enforceNodeAllocatable": [],
         # The disk and the memory are the machine's: a test must not be evicted for what others use of them.
         "evictionHard": dict.fromkeys(EVICTION_SIGNALS, "0%"),

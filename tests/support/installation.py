@@ -31,6 +31,7 @@ IMPATIENT = {
     "engineRestarts": 2,
     "scaleUpPods": 0,  # what fits no node waits: there is no autoscaler
     "progressSeconds": 0.5,
+    "checkpointSeconds": 2,
     "webhookBackoffSeconds": 1,
 }
 
@@ -205,6 +206,32 @@ class Installation:
         if process is None:
             raise DemoError(f"container {container} of {pod['metadata']['name']} has no process on {node}")
         run(CLUSTER, "exec", node, "kill", f"-{signal}", process)
+
+    # --- nodes
+
+    def clear(self, node: str) -> None:
+        """Moves all that isn't a job away from a node."""
+        self.kube.kubectl("cordon", node)
+        try:
+            for namespace in (NAMESPACE, story.SYSTEM):
+                on_it = self.kube.get("-n", namespace, "pods", f"--field-selector=spec.nodeName={node}")["items"]
+                for pod in on_it:
+                    self.kube.kubectl("-n", namespace, "delete", "pod", pod["metadata"]["name"])
+            for deployment in ("s3", "receiver"):
+                rollout(self.kube, self.console, NAMESPACE, deployment)
+            rollout(self.kube, self.console, story.SYSTEM, story.RELEASE)
+        finally:
+            self.kube.kubectl("uncordon", node)
+
+    def cut_power(self, node: str, deleted: bool) -> None:
+        """Everything on a node dies at once, its disk too; with `deleted` the cluster forgets it."""
+        run(CLUSTER, "poweroff", node)
+        if deleted:
+            self.kube.kubectl("delete", "node", node)
+
+    def bring_back(self) -> None:
+        """All nodes work."""
+        run(CLUSTER, "up")
 
     # --- GPUs
 

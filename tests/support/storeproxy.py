@@ -20,10 +20,11 @@ class StoreProxy:
 
     Args:
         upstream: The store's URL.
+        host: The address to listen at.
     """
 
-    def __init__(self, upstream: str) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
+        self._upstream, self._host = upstream, host
         self.fault: Fault | None = None
         self.bytes_per_second: float | None = None
         """How quickly bodies are taken, all connections together."""
@@ -33,7 +34,7 @@ class StoreProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(auto_decompress=False)
@@ -41,7 +42,7 @@ class StoreProxy:
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, self._host, 0).start()
         self.port = self._runner.addresses[0][1]
         return self
 
