@@ -50,6 +50,7 @@ GO_TOOLS = {
 }
 # What no cluster needs: each in a folder of its own, so that another version of it doesn't build a Kubernetes anew.
 CHECKERS = {
+    "fake-gcs-server": GoTool("github.com/fsouza/fake-gcs-server", "v1.56.1"),
     "promtool": GoTool("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0", tags="remove_all_sd"),
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
