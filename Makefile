@@ -61,7 +61,7 @@ test-unit: $(VENV)/ready ## Tests that need nothing but Python
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit
 
 test-integration: $(VENV)/ready ## Tests on a real API server and S3 server
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest -n 2 --no-loadscope-reorder tests/integration
 
 test-e2e: $(VENV)/ready ## Tests on a real cluster: kubelets, images, vLLM
 	$(BIN)/pytest tests/e2e

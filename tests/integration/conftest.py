@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from gpubatch_operator.kube.client import ApiError, Client
+from support import cluster
 from support import s3 as s3_support
 from support.api import Api, eventually, namespace
 from support.process import OperatorProcess
 
+APART = ("test_chaos.py",)
+LONGEST = ("test_chaos.py", "test_operator.py", "test_life.py", "test_availability.py", "test_admission.py")
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "hack" / "cluster"
 PRIORITY_CLASS = {
@@ -28,10 +33,28 @@ PRIORITY_CLASS = {
 }
 
 
+class Shares(LoadScopeScheduling):
+    """What a worker of pytest-xdist takes at a time: a file, whose tests share an operator, or one of those apart."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if Path(file).name in APART else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
+    return Shares(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest ones first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
     """A control plane of the tests' own, beside any other cluster of this machine."""
-    env = {**os.environ, "GPUBATCH_CLUSTER_ID": os.environ.get("GPUBATCH_TEST_CLUSTER_ID", "8")}
+    env = {**os.environ, "GPUBATCH_CLUSTER_ID": cluster.own()}
     subprocess.run([CLUSTER, "down"], env=env, check=True)
     subprocess.run([CLUSTER, "up", "--nodes", "0"], env=env, check=True, stdout=subprocess.DEVNULL)
     path = subprocess.check_output([CLUSTER, "kubeconfig"], env=env, text=True).strip()

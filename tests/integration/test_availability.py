@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from support.proxy import Proxy, proxied
 AddNode = Callable[..., Awaitable[str]]
 Start = Callable[..., OperatorProcess]
 
-QUICK = {"lease_duration_seconds": 4, "lease_renew_seconds": 2.5, "lease_retry_seconds": 0.5}
+QUICK = {"lease_duration_seconds": 6, "lease_renew_seconds": 4.5, "lease_retry_seconds": 0.5}
+ENDLESS = {"lease_duration_seconds": 3600, "lease_renew_seconds": 3000, "lease_retry_seconds": 600}
+"""Nobody takes it over but by seeing its release; and no test is so slow that its leader loses it."""
 
 
 @pytest.fixture
@@ -66,40 +68,32 @@ async def attempts(api: Api) -> dict[str, int]:
     return {name: len(job["status"].get("attempts", [])) for name, job in (await api.jobs()).items()}
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    assert took < seconds, f"took {took:.1f} s"
-
-
-async def test_after_a_clean_shutdown_the_next_plans_within_three_seconds(
+async def test_after_a_clean_shutdown_the_next_plans_at_once_since_it_watches_the_lease(
     api: Api, start: Start, add_node: AddNode
 ) -> None:
     node = await add_node()
-    leader, follower = await a_leader_and_a_follower(start)
-    with within(3):
-        leader.terminate()
-        await eventually("the follower to lead", leads(follower))
+    leader, follower = await a_leader_and_a_follower(start, **ENDLESS)
+    began = time.monotonic()
+    leader.terminate()
+    await eventually("the follower to lead", leads(follower))
+    print(f"{time.monotonic() - began:.1f} s from SIGTERM to the next leader's plan")
     await api.create(template_job("job", **on(node)))
     await api.phase("job", "Starting")
     assert leader.wait() == 0
 
 
-async def test_after_kill_9_the_next_plans_within_25_seconds(api: Api, start: Start, add_node: AddNode) -> None:
+async def test_after_kill_9_the_next_plans_when_the_lease_has_ended(api: Api, start: Start, add_node: AddNode) -> None:
     node = await add_node()
-    leader, follower = await a_leader_and_a_follower(start)
-    with within(25):
-        leader.kill()
-        await eventually("the follower to lead", leads(follower))
+    leader, follower = await a_leader_and_a_follower(start, **QUICK)
+    leader.kill()
+    await eventually("the follower to lead", leads(follower))
     await api.create(template_job("job", **on(node)))
     await api.phase("job", "Starting")
 
 
 async def test_a_killed_leader_that_is_started_again_leads_at_once(api: Api, start: Start, add_node: AddNode) -> None:
     node = await add_node()
-    leader, follower = await a_leader_and_a_follower(start)
+    leader, follower = await a_leader_and_a_follower(start, **ENDLESS)
     leader.kill()
     leader.start()
     await api.create(template_job("job", **on(node)))
@@ -109,13 +103,13 @@ async def test_a_killed_leader_that_is_started_again_leads_at_once(api: Api, sta
 
 
 async def test_a_follower_writes_nothing(api: Api, start: Start, add_node: AddNode) -> None:
-    leader, _ = await a_leader_and_a_follower(start)
+    leader, _ = await a_leader_and_a_follower(start, **ENDLESS)
     leader.pause()
     await add_node()
     before = await api.create(template_job("job"))
 
     # The follower has seen it once it has seen what came after it; that it follows is what it logs on the way up.
-    late = start("third")
+    late = start("third", **ENDLESS)
     await follows(late)
     assert (await api.job("job"))["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     assert await api.pods() == []
@@ -186,7 +180,8 @@ async def test_an_outage_of_the_api_server_that_is_shorter_than_the_lease_costs_
     api: Api, start: Start, add_node: AddNode, proxy: tuple[Proxy, Path]
 ) -> None:
     node = await add_node()
-    leader, follower = await a_leader_and_a_follower(start, proxy[1])
+    lease = {"lease_duration_seconds": 90, "lease_renew_seconds": 80, "lease_retry_seconds": 1}
+    leader, follower = await a_leader_and_a_follower(start, proxy[1], **lease)
     proxy[0].cut()
 
     async def noticed() -> bool:

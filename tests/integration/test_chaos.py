@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from support.api import Api, eventually
 from support.audit import Findings, audit
 from support.churn import Churn
 from support.faults import FaultyProxy
-from support.forge import Forge, ForkedOperator
 from support.history import Event, Recorder
 from support.kubelet import Kubelets
+from support.process import OperatorProcess
 
 LENGTH = float(os.environ.get("GPUBATCH_CHAOS", "1"))
 SEED = int(os.environ.get("GPUBATCH_SEED") or random.SystemRandom().randrange(10**6))
@@ -41,13 +41,7 @@ IMPATIENT = {
 }
 
 
-QUICK = {"lease_duration_seconds": 4, "lease_renew_seconds": 2.5, "lease_retry_seconds": 0.5}
-
-
-@pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as made:
-        yield made
+QUICK = {"lease_duration_seconds": 6, "lease_renew_seconds": 4.5, "lease_retry_seconds": 0.5}
 
 
 @dataclass
@@ -57,7 +51,7 @@ class Scene:
     churn: Churn
     recorder: Recorder
     drawn: random.Random  # decisions of whoever disturbs the operator
-    start: Callable[..., ForkedOperator]
+    start: Callable[..., OperatorProcess]
     caps: dict[str, int]
     kept: Path  # a history in which something was broken, an event a line
 
@@ -107,9 +101,7 @@ def report(found: Findings) -> str:
 
 
 @asynccontextmanager
-async def scene(
-    api: Api, forge: Forge, kubeconfig: Path, folder: Path, busy: int, **settings: str | float
-) -> AsyncIterator[Scene]:
+async def scene(api: Api, kubeconfig: Path, folder: Path, busy: int, **settings: str | float) -> AsyncIterator[Scene]:
     """Nodes and jobs of two namespaces, of which the second may hold one slot at a time."""
     print(f"seed {SEED}")
     other = Api(api.client, f"{api.namespace}-b")
@@ -119,11 +111,11 @@ async def scene(
     caps = {other.namespace: 1}
     named = {"instance": api.namespace, "namespace": api.namespace}
     capped = {"namespace_caps": json.dumps({other.namespace: {"maxSlots": 1}})}
-    operators: list[ForkedOperator] = []
+    operators: list[OperatorProcess] = []
 
-    def start(replica: str = "one", config: Path = kubeconfig, **more: str | float) -> ForkedOperator:
+    def start(replica: str = "one", config: Path = kubeconfig, **more: str | float) -> OperatorProcess:
         given = {**IMPATIENT, **named, **capped, "replica": replica, **settings, **more}
-        operators.append(ForkedOperator(forge, config, folder / f"{replica}.log", **given))
+        operators.append(OperatorProcess(config, folder / f"{replica}.log", **given))
         return operators[-1]
 
     try:
@@ -163,9 +155,9 @@ async def churning(churn: Churn) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("depth", [6, 1000])
 async def test_killed_at_any_moment_it_overtakes_loses_and_doubles_nothing(
-    api: Api, forge: Forge, kubeconfig: Path, tmp_path: Path, depth: int
+    api: Api, kubeconfig: Path, tmp_path: Path, depth: int
 ) -> None:
-    async with scene(api, forge, kubeconfig, tmp_path, busy=30, max_queue_depth=depth) as s:
+    async with scene(api, kubeconfig, tmp_path, busy=30, max_queue_depth=depth) as s:
         operator, kills = s.start(), round(KILLS * LENGTH / 2)
         async with churning(s.churn):
             for _ in range(kills):
@@ -182,10 +174,10 @@ async def test_killed_at_any_moment_it_overtakes_loses_and_doubles_nothing(
 
 
 async def test_an_api_server_that_fails_in_every_way_makes_it_overtake_lose_and_double_nothing(
-    api: Api, forge: Forge, kubeconfig: Path, tmp_path: Path
+    api: Api, kubeconfig: Path, tmp_path: Path
 ) -> None:
     async with (
-        scene(api, forge, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=2) as s,
+        scene(api, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=2) as s,
         FaultyProxy(kubeconfig, tmp_path, SEED) as proxy,
     ):
         operator = s.start(config=proxy.kubeconfig)
@@ -204,7 +196,7 @@ async def test_an_api_server_that_fails_in_every_way_makes_it_overtake_lose_and_
 
 
 async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_or_doubled(
-    api: Api, forge: Forge, kubeconfig: Path, tmp_path: Path
+    api: Api, kubeconfig: Path, tmp_path: Path
 ) -> None:
     replicas = ("one", "two")
     lease = f"/apis/coordination.k8s.io/v1/namespaces/{api.namespace}/leases/{api.namespace}"
@@ -216,10 +208,10 @@ async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_
 
     async with AsyncExitStack() as stack:
         s = await stack.enter_async_context(
-            scene(api, forge, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=5, **QUICK)
+            scene(api, kubeconfig, tmp_path, busy=30, max_queue_depth=1000, resync_seconds=5, **QUICK)
         )
         proxies: dict[str, FaultyProxy] = {}
-        operators: dict[str, ForkedOperator] = {}
+        operators: dict[str, OperatorProcess] = {}
         for name in replicas:
             (folder := tmp_path / name).mkdir()
             proxies[name] = await stack.enter_async_context(FaultyProxy(kubeconfig, folder, SEED))
@@ -248,5 +240,5 @@ async def _another(leader: Callable[[], Awaitable[str | None]], old: str) -> boo
     return await leader() not in (None, old)
 
 
-async def _ended(operator: ForkedOperator) -> bool:
+async def _ended(operator: OperatorProcess) -> bool:
     return not operator.lives

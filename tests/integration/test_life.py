@@ -31,7 +31,7 @@ AddNode = Callable[..., Awaitable[str]]
 
 SETTINGS: dict[str, Any] = {
     "stop_seconds": 5,
-    "image_pull_seconds": 2,
+    "image_pull_seconds": 4,
     "scale_up_pods": 0,
     "webhook_backoff_seconds": 2,
     "webhook_allowed_networks": "127.0.0.0/8",
@@ -422,7 +422,7 @@ async def test_deadlines_end_a_job_wherever_it_is_and_say_which(api: Api, add_no
 
 DEADLINES: dict[str, JSON] = {
     "active": {"activeDeadlineSeconds": 2, "backoffLimit": 3},
-    "window": {"completionWindowSeconds": 3, "backoffLimit": 3},
+    "window": {"completionWindowSeconds": 8, "backoffLimit": 3},
 }
 
 
@@ -449,14 +449,14 @@ def _epoch(text: str) -> float:
 
 async def test_a_job_that_has_run_is_not_failed_by_its_queue_deadline(api: Api, add_node: AddNode) -> None:
     node = await add_node()
-    await api.create(template_job("job", queueDeadlineSeconds=2, **on(node)))
+    await api.create(template_job("job", queueDeadlineSeconds=6, **on(node)))
     pod = await api.bound("job")
     await recorded(api, "job")
     await api.create(template_job("urgent", priority=1, **on(node)))
     await api.phase("urgent", "Queued")
     await api.play_gone(pod)  # lost: it waits again, behind the other one
     urgent = await api.bound("urgent")
-    await asyncio.sleep(3)
+    await asyncio.sleep(6)
     assert (await api.job("job"))["status"]["phase"] == "Queued"
     await api.play_end(urgent)
     await api.play_end(await api.bound("job"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gpubatch_operator.kube.client import Client
-from support.api import JSON, Api, eventually, inference_job, namespace, template_job
+from support.api import JSON, Api, at_rest, eventually, inference_job, namespace, template_job
 from support.process import OperatorProcess
 from support.story import NOWHERE, condition, on, run_spec, states, validated
 
@@ -250,8 +250,8 @@ async def test_a_thousand_plans_cost_a_waiting_job_no_event_and_no_write(
     await api.pod_of("validating", "inspect")
     await api.positions("busy", "nowhere", "validating")
     await api.phase("suspended", "Suspended")
-    await asyncio.sleep(2)  # the last Events and positions
-    before, begun = await _written(api), await _plans(metrics_port)
+    before = await at_rest(lambda: _written(api))  # the last Events and positions
+    begun = await _plans(metrics_port)
     turn = 0
     while await _plans(metrics_port) < begun + 1000:
         for _ in range(50):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gpubatch_operator.kube.client import ApiError
-from support.api import Api, eventually, inference_job, template_job
+from support.api import Api, at_rest, eventually, inference_job, template_job
 from support.process import OperatorProcess
 
 AddNode = Callable[..., Awaitable[str]]
@@ -366,7 +368,7 @@ async def test_an_idle_operator_writes_nothing(
     api: Api, kubeconfig: Path, tmp_path: Path, add_node: AddNode, unused_tcp_port: int
 ) -> None:
     node = await add_node()
-    with OperatorProcess(kubeconfig, tmp_path / "log", metrics_port=unused_tcp_port):
+    with OperatorProcess(kubeconfig, tmp_path / "log", metrics_port=unused_tcp_port, resync_seconds=2):
         await api.create(template_job("done", **own(api, node)))
         await api.play_end(await api.bound("done"))
         await api.phase("done", "Succeeded")
@@ -375,10 +377,10 @@ async def test_an_idle_operator_writes_nothing(
         await api.create(inference_job("validating"))
         await api.pod_of("validating", "inspect")
         await position(api, "waiting", 1)
-        await asyncio.sleep(3)  # events, the last positions
-        before, writes = await versions(api), written(unused_tcp_port)
+        before = await at_rest(lambda: versions(api))  # events, the last positions
+        writes = written(unused_tcp_port)
         assert writes > 5
-        await asyncio.sleep(20)
+        await asyncio.sleep(8)
         assert await versions(api) == before, "somebody has written: kopf, for instance, which counts nothing"
         assert written(unused_tcp_port) == writes
 
@@ -400,12 +402,21 @@ def written(port: int) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in ours)
 
 
-async def test_the_operator_stops_in_peace_on_sigterm(kubeconfig: Path, tmp_path: Path) -> None:
-    operator = OperatorProcess(kubeconfig, tmp_path / "log")
-    operator.start()
+async def test_the_operator_as_a_program_stops_in_peace_on_sigterm(kubeconfig: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        command = [sys.executable, "-m", "gpubatch_operator"]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=OperatorProcess(kubeconfig, path).env, stdout=log, stderr=log
+        )
 
     async def synced() -> bool:
-        return "synced" in operator.log
+        return "synced" in path.read_text()
 
-    await eventually("the operator to sync", synced)
-    assert operator.stop() == 0, operator.log
+    try:
+        await eventually("the operator to sync", synced)
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 60) == 0, path.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()

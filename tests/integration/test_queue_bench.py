@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import cluster
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_benchmark_of_the_queue_runs_and_says_what_it_found():
-    cluster = "6" if os.environ.get("GPUBATCH_TEST_CLUSTER_ID") == "7" else "7"
     command = [sys.executable, ROOT / "hack/bench/queue", "--nodes", "3", "--jobs", "9", "--seconds", "0.5", "--json"]
-    out = subprocess.check_output(command, env={**os.environ, "GPUBATCH_CLUSTER_ID": cluster}, text=True)
+    out = subprocess.check_output(command, env={**os.environ, "GPUBATCH_CLUSTER_ID": cluster.spare()}, text=True)
     found = json.loads(out.splitlines()[-1])
     keys = {"jobs_per_second", "occupancy", "gap_p50_s", "gap_p99_s", "operator_cpu_s", "operator_peak_mib"}
     assert keys <= found.keys()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "scale_up_pods": 1,
     "scale_up_seconds": 6,
     "aging_step": 1,
-    "aging_interval_seconds": 5,
+    "aging_interval_seconds": 3600,
     "aging_cap": 1,
 }
 
@@ -101,7 +101,8 @@ async def test_waiting_raises_a_job_past_a_newer_one_of_higher_priority_but_not_
     running = await api.bound("runs")
     await api.create(template_job("old", **on(node)))
     await api.phase("old", "Queued")
-    await asyncio.sleep(6)  # one step; the cap allows no more
+    long_ago = (datetime.now(UTC) - timedelta(hours=3)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    await api.client.patch(f"{api.jobs_path}/old/status", {"status": {"queuedAt": long_ago}})  # the cap: one step
     await api.create(template_job("newer", priority=1, **on(node)))
     await api.create(template_job("urgent", priority=2, **on(node)))
     await api.positions("urgent", "old", "newer")

@@ -31,6 +31,19 @@ async def eventually(what: str, check: Callable[[], Awaitable[Any]], patience: f
         await asyncio.sleep(0.05)
 
 
+async def at_rest(look: Callable[[], Awaitable[Any]]) -> Any:
+    """What `look` says, once it has said the same for two seconds."""
+    last: list[Any] = [await look()]
+
+    async def same() -> bool:
+        await asyncio.sleep(2)
+        last.append(await look())
+        return bool(last[-1] == last[-2])
+
+    await eventually("everything to come to rest", same)
+    return last[-1]
+
+
 def template_job(name: str, **spec: Any) -> JSON:
     """A job with the least template that the CRD takes."""
     pod = {"containers": [{"name": "main", "image": "gpubatch.dev/test", "command": ["true"]}]}

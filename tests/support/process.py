@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.forge import ROOT, forge
 
 
 class OperatorProcess:
-    """`python -m gpubatch_operator` against the cluster of a kubeconfig; logs go to a file.
+    """The operator against the cluster of a kubeconfig; logs go to a file.
 
     All have one name in the Lease, so that the next one leads at once: two that live at a time need `replica`.
     """
 
     def __init__(self, kubeconfig: Path, log: Path, **settings: str | float) -> None:
         self._log = log
-        self._env = {
+        self.env = {
             **os.environ,
             "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runner'}",
             "KUBECONFIG": str(kubeconfig),
@@ -33,22 +32,20 @@ class OperatorProcess:
             "GPUBATCH_SCALE_UP_PODS": "0",  # no autoscaler here: what fits no node waits
             **{f"GPUBATCH_{k.upper()}": str(v) for k, v in settings.items()},
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._status: int | None = None
 
     def start(self) -> None:
         """Start it; it logs `synced` when it has listed everything."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gpubatch_operator"], env=self._env, stdout=log, stderr=log
-            )
+        self._pid, self._status = forge().fork(self.env, self._log), None
 
     def kill(self) -> None:
-        """`kill -9`, as a power cut or an OOM killer would."""
+        """`kill -9`, as a power cut or an OOM killer would; it is dead then, and so are its connections."""
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for its end."""
-        self._living.send_signal(signal.SIGTERM)
+        os.kill(self._pid, signal.SIGTERM)
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
@@ -56,32 +53,35 @@ class OperatorProcess:
 
     def pause(self) -> None:
         """SIGSTOP: it gets no CPU until `resume`, as in a frozen cgroup or a stopped virtual machine."""
-        self._living.send_signal(signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT."""
-        self._living.send_signal(signal.SIGCONT)
+        os.kill(self._pid, signal.SIGCONT)
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process is there."""
+        return self._pid != 0 and self.ended() is None
 
     def ended(self) -> int | None:
         """Its exit status, once it has ended by itself."""
-        return self._living.poll()
-
-    @property
-    def _living(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None
-        return self._process
+        if self._status is None:
+            self._status = forge().status(self._pid)
+        return self._status
 
     def wait(self) -> int:
         """Its exit status, once it has ended."""
-        status = self._living.wait(60)
-        self._process = None
+        end = time.monotonic() + 60
+        while (status := self.ended()) is None:
+            assert time.monotonic() < end, "the operator doesn't end"
+            time.sleep(0.002)
         return status
 
     def _end(self, sig: signal.Signals) -> int:
-        if self._process is None:
-            return 0
-        self._process.send_signal(sig)
-        return self.wait()
+        if self.lives:
+            os.kill(self._pid, sig)
+        return self.wait() if self._pid else 0
 
     @property
     def log(self) -> str:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from gpubatch_operator.kube.lease import REQUEST_SECONDS
 from gpubatch_operator.settings import NamespaceCaps, Settings, SettingsError, load
 
 
 def test_without_variables_the_defaults_hold():
     assert load({}) == Settings()
+
+
+def test_a_leader_that_is_dead_is_replaced_within_25_seconds():
+    settings = Settings()
+    # The lease, the pause of a follower that looks a little too early, and a request that takes as long as it may.
+    assert settings.lease_duration_seconds + 1.2 * settings.lease_retry_seconds + REQUEST_SECONDS < 25
 
 
 def test_settings_are_read_from_the_environment():
