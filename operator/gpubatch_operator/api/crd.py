@@ -168,7 +168,9 @@ def crd() -> dict[str, Any]:
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
                     "spec": schema_of(JobSpec),
-                    "status": schema_of(JobStatus),
+                    # As the API server shows a job that the operator hasn't seen: not even its first generation, or
+                    # tools that wait for jobs would take it for done.
+                    "status": schema_of(JobStatus) | {"default": {"observedGeneration": -1}},
                 },
                 "x-kubernetes-validations": transitions,
             }

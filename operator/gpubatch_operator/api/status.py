@@ -152,7 +152,9 @@ class JobStatus(ApiModel):
         Field(
             max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
-    ] = Field(default=[], description="Complete and Failed as in batch/v1, and others; for machines.")
+    ] = Field(
+        default=[], description="Complete and Failed as in batch/v1, Reconciling and Stalled as in kstatus, and others."
+    )
     run_id: Annotated[str, Field(max_length=63)] | None = Field(
         default=None, description="The spec.runId of the run that status speaks of."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON
+from gpubatch_operator.core.reasons import Reason
 
 
 def put(status: JSON, kind: str, value: bool, reason: str, message: str, now: float, generation: int) -> None:
@@ -21,3 +22,21 @@ def put(status: JSON, kind: str, value: bool, reason: str, message: str, now: fl
         "observedGeneration": generation,
     }
     status["conditions"] = [*rest, new]
+
+
+def put_health(status: JSON, finished: bool, failed: tuple[str, str] | None, now: float, generation: int) -> None:
+    """What GitOps tools read, by the rules of kstatus: neither condition is there on a job that is as it was declared.
+
+    Args:
+        finished: Nothing is to happen any more until somebody edits the job: it has ended, or is suspended.
+        failed: Reason and message of a job that has failed for good.
+    """
+    kinds = {c["type"] for c in status.get("conditions", [])}
+    stale = {"Reconciling"} if finished else {"Stalled"}
+    if stale & kinds:
+        status["conditions"] = [c for c in status["conditions"] if c["type"] not in stale]
+    if failed:
+        reason, message = failed
+        put(status, "Stalled", True, reason, message[:512], now, generation)  # all of it is in the condition Failed
+    elif not finished and "Reconciling" not in kinds:
+        put(status, "Reconciling", True, Reason.UNFINISHED, "The job waits or runs.", now, generation)

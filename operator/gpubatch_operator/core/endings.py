@@ -138,6 +138,7 @@ def suspend(job: Job, status: JSON, now: float) -> JSON:
         "nextStep": NEXT_STEP[Reason.SUSPENDED],
     }
     conditions.put(status, "Suspended", True, Reason.SUSPENDED, message, now, job.generation)
+    conditions.put_health(status, finished=True, failed=None, now=now, generation=job.generation)
     return status
 
 
@@ -145,18 +146,21 @@ def succeed(job: Job, status: JSON, attempt: Attempt, message: str, now: float) 
     """The work is done."""
     finish(job, status, attempt, AttemptState.SUCCEEDED, None, None, now)
     conditions.put(status, "Complete", True, Reason.SUCCEEDED, message, now, job.generation)
+    conditions.put_health(status, finished=True, failed=None, now=now, generation=job.generation)
     return _close(job, status, Phase.SUCCEEDED, now)
 
 
 def fail(job: Job, status: JSON, reason: str, message: str, now: float) -> JSON:
     """The job has failed for good."""
     conditions.put(status, "Failed", True, reason, message or reason, now, job.generation)
+    conditions.put_health(status, True, (reason, message or reason), now, job.generation)
     return _close(job, status, Phase.FAILED, now)
 
 
 def cancel(job: Job, status: JSON, message: str, now: float) -> JSON:
     """Its user gave the job up. Machines that wait for an end know the condition Failed."""
     conditions.put(status, "Failed", True, Reason.CANCELLED, message, now, job.generation)
+    conditions.put_health(status, finished=True, failed=None, now=now, generation=job.generation)
     return _close(job, status, Phase.CANCELLED, now)
 
 

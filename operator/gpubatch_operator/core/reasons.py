@@ -31,6 +31,7 @@ class Reason(StrEnum):
     SUCCEEDED = "Succeeded"
     RESUMED = "Resumed"
     RESPONSIVE = "Responsive"
+    UNFINISHED = "Unfinished"
     # what went wrong
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"

@@ -102,6 +102,7 @@ def advance(job: Job, status: JSON, pods: Sequence[Pod], now: float, limits: Lim
 
 def _enter(job: Job, status: JSON, now: float, hold: Hold | None, validated: bool) -> JSON:
     status.setdefault("waitingSince", iso(now))
+    conditions.put_health(status, finished=False, failed=None, now=now, generation=job.generation)
     if job.phase is Phase.SUSPENDED:
         message = "spec.suspend was taken back"
         conditions.put(status, "Suspended", False, Reason.RESUMED, message, now, job.generation)

@@ -234,8 +234,8 @@ def test_a_new_run_id_runs_a_finished_job_again_at_the_end_of_the_queue():
     story.wish(runId="second")
     assert story.phase() == "Validating"
     assert story.status["queuedAt"] == iso(story.now)
-    left = {"conditions", "results", "inspection", "completionTime", "progress", "firstStartTime"} & story.status.keys()
-    assert not left
+    assert not {"results", "inspection", "completionTime", "progress", "firstStartTime"} & story.status.keys()
+    assert [c["type"] for c in story.status["conditions"]] == ["Reconciling"]
     story.queue()
     again = story.admit()
     assert story.newest["number"] == 2, "no pod of the old run can be taken for one of the new"
