@@ -118,6 +118,30 @@ class Settings(BaseModel):
     runner_memory: str = Field(
         default="1Gi", pattern=r"^[0-9]+(Mi|Gi)$", description="Memory limit of the runner's container."
     )
+    image_pull_secrets: str = Field(
+        default="",
+        description="Comma-separated Secrets, in the jobs' namespaces, that pull runner and engine besides each job's "
+        "own imagePullSecrets.",
+    )
+    model_cache_claim: str = Field(
+        default="",
+        max_length=253,
+        description="PersistentVolumeClaim, in each job's namespace, that engines keep downloaded models in (HF_HOME). "
+        "Without it, and without modelCachePath, each job downloads its own.",
+    )
+    model_cache_path: str = Field(
+        default="",
+        pattern="^(/.+)?$",
+        max_length=4096,
+        description="The same as a folder of each node, which must exist and which user 65532 may write to. Namespaces "
+        "whose Pod Security is baseline or restricted refuse it.",
+    )
+    model_token_secret: str = Field(
+        default="",
+        max_length=253,
+        description="Secret, in each job's namespace, whose key token engines give to the models' hub as HF_TOKEN; it "
+        "may be missing.",
+    )
     engine_restarts: int = Field(
         default=5, ge=1, description="An engine that ended so often with no answer between ends the attempt."
     )
@@ -213,6 +237,12 @@ class Settings(BaseModel):
         for part in filter(None, map(str.strip, text.split(","))):
             ipaddress.ip_network(part)
         return text
+
+    @model_validator(mode="after")
+    def _one_cache(self) -> Self:
+        if self.model_cache_claim and self.model_cache_path:
+            raise ValueError("GPUBATCH_MODEL_CACHE_CLAIM and GPUBATCH_MODEL_CACHE_PATH are both set: set one of them")
+        return self
 
     @model_validator(mode="after")
     def _lease_is_possible(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ CLUSTER = ROOT / "hack" / "cluster"
 MANAGER = "argocd-controller"
 
 
+@functools.cache
 def tool(name: str) -> str:
     """The path of a pinned program."""
     return subprocess.check_output([CLUSTER, "tool", name], text=True).strip()

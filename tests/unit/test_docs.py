@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     *ROOT.glob("*.md"),
     *DOCS.glob("*.md"),
-    *(ROOT / folder / "README.md" for folder in ("charts/gpubatch", "examples", "hack")),
+    *(ROOT / folder / "README.md" for folder in ("charts/gpubatch", "examples", "examples/gitops", "hack")),
 ]
 README = (ROOT / "README.md").read_text()
 

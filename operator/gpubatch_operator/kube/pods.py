@@ -17,7 +17,7 @@ from gpubatch_operator.api.spec import Checkpoint, Inference, Input, JobSpec, Ou
 from gpubatch_operator.core.endings import run_name
 from gpubatch_operator.core.model import Attempt
 from gpubatch_operator.core.running import Deadline
-from gpubatch_operator.kube import convert, templates
+from gpubatch_operator.kube import convert, modelcache, templates
 from gpubatch_operator.settings import Settings
 from gpubatch_runner import contract
 
@@ -55,9 +55,11 @@ def pod_name(job_name: str, job_uid: str, suffix: str) -> str:
 def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings, end: Deadline | None = None) -> JSON:
     """The pod of an attempt, with all its locks; `end` is when the runner has to stop by itself."""
     if spec.inference is not None:
-        pod = _skeleton(raw, spec, attempt.pod_name, "run")
+        pod = _skeleton(raw, spec, attempt.pod_name, "run", settings)
         run = run_spec(raw, spec.inference, attempt.number, settings, end)
         pod["spec"] |= _inference_spec(spec, spec.inference, run, settings)
+        [engine] = pod["spec"]["initContainers"]
+        modelcache.add_to(pod["spec"], engine, {e.name for e in spec.inference.engine.env}, settings)
     else:
         pod = _template_pod(raw, spec, attempt, settings)
     pod["metadata"]["labels"] |= {convert.ATTEMPT: str(attempt.number), convert.SLOT: str(attempt.slot)}
@@ -85,7 +87,7 @@ def inspect_pod(raw: JSON, spec: JobSpec, settings: Settings) -> JSON:
     """The small CPU-only pod that reads and checks the input once, before the job waits."""
     assert spec.inference is not None, "only inference jobs are inspected"
     meta = raw["metadata"]
-    pod = _skeleton(raw, spec, pod_name(meta["name"], meta["uid"], "inspect"), "inspect")
+    pod = _skeleton(raw, spec, pod_name(meta["name"], meta["uid"], "inspect"), "inspect", settings)
     run = run_spec(raw, spec.inference, 0, settings)
     runner, volumes = _runner(spec.inference, run, settings, "inspect")
     pod["spec"] |= {
@@ -103,7 +105,7 @@ def inspect_pod(raw: JSON, spec: JobSpec, settings: Settings) -> JSON:
     return pod
 
 
-def _skeleton(raw: JSON, spec: JobSpec, name: str, kind: str) -> JSON:
+def _skeleton(raw: JSON, spec: JobSpec, name: str, kind: str, settings: Settings) -> JSON:
     meta = raw["metadata"]
     return {
         "apiVersion": "v1",
@@ -133,9 +135,7 @@ def _skeleton(raw: JSON, spec: JobSpec, name: str, kind: str) -> JSON:
             },
         }
         | ({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {})
-        | (
-            {"imagePullSecrets": [{"name": s.name} for s in spec.image_pull_secrets]} if spec.image_pull_secrets else {}
-        ),
+        | ({"imagePullSecrets": pull} if (pull := templates.pull_secrets(spec, settings)) else {}),
     }
 
 
@@ -309,7 +309,7 @@ def _keys(run: contract.RunSpec, secret: str) -> list[str]:
 
 def _template_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings) -> JSON:
     assert spec.template is not None, "the CRD demands one of the two"
-    pod = _skeleton(raw, spec, attempt.pod_name, "run")
+    pod = _skeleton(raw, spec, attempt.pod_name, "run", settings)
     ours, theirs = pod["metadata"], spec.template.metadata
     ours["labels"] = theirs.labels | ours["labels"]
     ours["annotations"] = theirs.annotations | ours["annotations"]

@@ -37,6 +37,12 @@ ENV = {
 COMMAND = "trap 'kill $!; wait $!; exit 0' TERM; python -m gpubatch_runner.sidecar & wait $!"
 
 
+def pull_secrets(spec: JobSpec, settings: Settings) -> list[JSON]:
+    """The job's, and those that the installation's own images need."""
+    ours = filter(None, map(str.strip, settings.image_pull_secrets.split(",")))
+    return [{"name": name} for name in dict.fromkeys([*(s.name for s in spec.image_pull_secrets), *ours])]
+
+
 def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace_seconds: int) -> JSON:
     """The `spec` of the pod of `template` (a pod's spec as the user wrote it, left as it is).
 
@@ -50,8 +56,9 @@ def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace
     body = copy.deepcopy(template)
     if spec.service_account_name:
         body.setdefault("serviceAccountName", spec.service_account_name)
-    if spec.image_pull_secrets:
-        body.setdefault("imagePullSecrets", [{"name": s.name} for s in spec.image_pull_secrets])
+    own_secrets = body.get("imagePullSecrets") or []
+    if secrets := [*own_secrets, *(s for s in pull_secrets(spec, settings) if s not in own_secrets)]:
+        body["imagePullSecrets"] = secrets
     if "serviceAccountName" not in body:
         body.setdefault("automountServiceAccountToken", False)
     body["restartPolicy"] = "Never"
