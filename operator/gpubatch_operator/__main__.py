@@ -25,7 +25,7 @@ from gpubatch_operator.kube import progress, watch
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.lease import Elector, random_name
-from gpubatch_operator.kube.store import Store
+from gpubatch_operator.kube.store import Scope, Store
 from gpubatch_operator.leadership import follow_then_lead
 from gpubatch_operator.notify.notifier import Notifier
 from gpubatch_operator.publisher import Publisher
@@ -45,7 +45,8 @@ async def serve(settings: config.Settings) -> None:
     terms = Terms(settings.lease_duration_seconds, settings.lease_renew_seconds, settings.lease_retry_seconds)
     elector = Elector(await Client.connect(), namespace, instance, settings.replica or random_name(), terms)
     client, leaders_client = await Client.connect(), await Client.connect(before_write=elector.check)
-    store = Store(settings.slots_per_node, settings.queue_limits())
+    scope = Scope(settings.namespaces_watched(), settings.read_nodes)
+    store = Store(settings.slots_per_node, settings.queue_limits(), scope)
     synced, watching, serving, signalled = (asyncio.Event() for _ in range(4))
 
     def decide() -> dict[str, Coroutine[Any, Any, None]]:
@@ -80,7 +81,8 @@ async def serve(settings: config.Settings) -> None:
         webhook = assemble(client, store, settings, instance, namespace, serving) if settings.admission_port else {}
         followed = {f"watch of {c.path}": watch.follow(client, c, versions[c.path]) for c in watch.followed(store)}
         sync = watch.keep_synced(client, store, settings.resync_seconds)
-        await parts.run({**webhook, **followed, "watch of nodes": see(), "sync": sync})
+        of_nodes = {"watch of nodes": see()} if scope.nodes else {}
+        await parts.run({**webhook, **followed, **of_nodes, "sync": sync})
 
     def why_not_ready() -> str:
         if not synced.is_set():

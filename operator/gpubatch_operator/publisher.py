@@ -74,7 +74,7 @@ class Publisher:
                 metrics.ESTIMATE_ERROR.labels(verdict.of).observe(verdict.error)
                 metrics.ESTIMATE_BOUNDS.labels(verdict.of, "true" if verdict.held else "false").inc()
         estimates = {uid: later(e, now) for uid, e in self._estimates.items()}
-        blockers = publish.Blockers(nodes)
+        blockers = publish.Blockers(nodes, self._store.scope.nodes)
         shares = publish.Shares(self._reconciler.policy.max_slots, self._store.active_in)
         gate = asyncio.Semaphore(PARALLEL)
 

@@ -164,6 +164,18 @@ class Settings(BaseModel):
         max_length=63,
         description="Where the operator's own objects are. Default: its own namespace; outside a cluster default.",
     )
+    watch_namespaces: str = Field(
+        default="",
+        max_length=16384,
+        pattern=r"^(\s*[a-z0-9]([-a-z0-9]*[a-z0-9])?\s*(,|$))*$",
+        description="Comma-separated namespaces whose jobs are run, others are left alone. Default: all. The "
+        "chart then makes a Role in each, in the place of rights in all.",
+    )
+    read_nodes: bool = Field(
+        default=True,
+        description="Whether nodes may be read, which takes a ClusterRole. Without, kube-scheduler chooses the nodes, "
+        "and scaleUpPods jobs at a time are given to it.",
+    )
     lease_duration_seconds: float = Field(
         default=15, gt=0, description="How long the other replicas wait after the leader's last sign of life."
     )
@@ -253,6 +265,10 @@ class Settings(BaseModel):
                 f"must hold, they are {given}"
             )
         return self
+
+    def namespaces_watched(self) -> tuple[str, ...]:
+        """Each once; empty: all."""
+        return tuple(dict.fromkeys(filter(None, map(str.strip, self.watch_namespaces.split(",")))))
 
     def queue_limits(self) -> limits.QueueLimits:
         """What may wait at a time, as the core sees it."""

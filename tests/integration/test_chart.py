@@ -227,3 +227,88 @@ def test_the_certificate_may_come_from_cert_manager(helm: str) -> None:
     assert operator_env(objects)["GPUBATCH_ADMISSION_CERTIFICATE_FOLDER"] == mount["mountPath"]
     names = [n for o in objects if o["kind"] in ("Role", "ClusterRole") for r in o["rules"] for n in r["resources"]]
     assert "validatingwebhookconfigurations" not in names
+
+
+# --- namespaced mode
+
+WATCHED = "settings.watchNamespaces=search\\,ads"
+
+
+def test_in_namespaced_mode_the_only_right_in_the_cluster_is_to_read_nodes(helm: str) -> None:
+    objects = render(helm, "--set", f"{WATCHED},settings.admissionPort=0")
+    assert allowed(only(objects, "ClusterRole", "-operator")) == {("nodes", "list"), ("nodes", "watch")}
+    everywhere = allowed(only(render(helm, "--set", "settings.admissionPort=0"), "ClusterRole", "-operator"))
+    roles = {
+        o["metadata"]["namespace"]: o
+        for o in objects
+        if o["kind"] == "Role" and o["metadata"]["name"].endswith("-jobs")
+    }
+    assert roles.keys() == {"search", "ads"}
+    for role in roles.values():
+        assert allowed(role) == {(r, v) for r, v in everywhere if r != "nodes"}
+    bound = {o["metadata"]["namespace"] for o in objects if o["kind"] == "RoleBinding"}
+    assert bound == {"search", "ads", "gpubatch-system"}
+    assert operator_env(objects)["GPUBATCH_WATCH_NAMESPACES"] == "search,ads"
+
+
+def test_the_operator_can_do_without_any_cluster_role(helm: str) -> None:
+    for webhook in ("settings.admissionPort=0", "admission.certificateSecret=tls"):
+        objects = render(helm, "--set", f"{WATCHED},settings.readNodes=false,{webhook}")
+        assert not [o for o in objects if o["kind"] == "ClusterRoleBinding"]
+        assert operator_env(objects)["GPUBATCH_READ_NODES"] == "false"
+    with pytest.raises(ValueError, match="watchNamespaces"):
+        render(helm, "--set", "settings.readNodes=false")
+
+
+def test_the_webhook_is_asked_only_about_namespaces_that_are_watched(helm: str) -> None:
+    [webhook] = only(render(helm, "--set", WATCHED), "ValidatingWebhookConfiguration")["webhooks"]
+    [expression] = webhook["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == ["search", "ads"]
+
+
+# --- optional parts
+
+EVERYTHING = (
+    "metrics.serviceMonitor.enabled=true,metrics.rules.enabled=true,metrics.dashboard.enabled=true,"
+    "networkPolicy.enabled=true,networkPolicy.runnerNamespaces={search},networkPolicy.metricsFrom[0].podSelector.a=null,"
+    "settings.modelCacheClaim=models,modelCache.namespaces={search},crds.annotations.a=b"
+)
+
+
+def test_it_renders_the_same_bytes_each_time(helm: str) -> None:
+    command = [helm, "template", "gpubatch", CHART, "--kube-version", KUBERNETES[0], "--set", EVERYTHING]
+    first, second = (subprocess.check_output(command) for _ in range(2))
+    assert first == second
+    assert b"kind: ServiceMonitor" in first
+
+
+def test_a_service_monitor_finds_the_metrics_service_and_no_other(helm: str) -> None:
+    objects = render(helm, "--set", "metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.release=prom")
+    monitor = only(objects, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    found = [o for o in objects if o["kind"] == "Service" and wanted <= o["metadata"]["labels"].items()]
+    assert [o["metadata"]["name"] for o in found] == ["gpubatch-metrics"]
+    assert monitor["spec"]["endpoints"][0]["port"] in {p["name"] for p in found[0]["spec"]["ports"]}
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    with pytest.raises(ValueError, match=r"metrics\.service\.enabled"):
+        render(helm, "--set", "metrics.serviceMonitor.enabled=true,metrics.service.enabled=false")
+
+
+def test_the_claim_of_the_model_cache_outlives_the_release(helm: str) -> None:
+    claim = only(render(helm, "--set", EVERYTHING), "PersistentVolumeClaim")
+    assert (claim["metadata"]["name"], claim["metadata"]["namespace"]) == ("models", "search")
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    with pytest.raises(ValueError, match="modelCacheClaim"):
+        render(helm, "--set", "modelCache.namespaces={search}")
+
+
+def test_the_test_pod_is_locked_down_and_let_in_where_metrics_are_restricted(helm: str) -> None:
+    objects = render(helm, "--set", EVERYTHING)
+    pod = only(objects, "Pod", "-test")
+    [container] = pod["spec"]["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not pod["spec"]["automountServiceAccountToken"]
+    rule = next(r for r in only(objects, "NetworkPolicy", "gpubatch")["spec"]["ingress"] if "from" in r)
+    assert any(peer.get("podSelector", {}).get("matchLabels") == pod["metadata"]["labels"] for peer in rule["from"])
+    off = render(helm, "--set", "metrics.service.enabled=false,settings.admissionPort=0")
+    assert not [o for o in off if o["kind"] == "Pod"]

@@ -11,6 +11,15 @@
 {{- .Values.settings.instance | default (include "gpubatch.fullname" .) }}
 {{- end }}
 
+{{/* The namespaces that are watched, as JSON; none: all. */}}
+{{- define "gpubatch.watched" -}}
+{{- $names := list }}
+{{- range splitList "," .Values.settings.watchNamespaces }}
+{{- with trim . }}{{ $names = append $names . }}{{ end }}
+{{- end }}
+{{- $names | uniq | toJson }}
+{{- end }}
+
 {{- define "gpubatch.image" -}}
 {{- with .Values.image }}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
@@ -40,4 +49,30 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* A number of values.yaml is a float64 to Helm, which would print a million as 1e+06. A map becomes JSON. */}}
 {{- define "gpubatch.plain" -}}
 {{- if kindIs "map" . }}{{ toJson . }}{{ else if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{/* The rights in jobs and their pods: everywhere, or in the namespaces that are watched. */}}
+{{- define "gpubatch.jobRules" }}
+- apiGroups: [gpubatch.dev]
+  resources: [gpubatchjobs]
+  verbs: [get, list, watch]
+# The jobs' spec belongs to their users: the operator writes status, and nothing else.
+- apiGroups: [gpubatch.dev]
+  resources: [gpubatchjobs/status]
+  verbs: [get, patch]
+# patch: to take the finalizer off a pod whose outcome is recorded.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- with .Values.rbac.webhookSecrets }}
+{{- if and .enabled (not .namespaces) }}
+# One by name, to sign a webhook: rbac.webhookSecrets.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
+{{- end }}
 {{- end }}

@@ -55,10 +55,15 @@ def stale(
 
 
 class Blockers:
-    """Why jobs wait, by shape; each shape is looked at once."""
+    """Why jobs wait, by shape; each shape is looked at once.
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self._nodes = nodes
+    Args:
+        nodes: All nodes.
+        known: Whether nodes may be read at all.
+    """
+
+    def __init__(self, nodes: Sequence[Node], known: bool = True) -> None:
+        self._nodes, self._nodes_known = nodes, known
         self._known: dict[Shape, tuple[Reason, str]] = {}
 
     def of(self, shape: Shape) -> tuple[Reason, str]:
@@ -68,6 +73,8 @@ class Blockers:
         return self._known[shape]
 
     def _look(self, shape: Shape) -> tuple[Reason, str]:
+        if not self._nodes_known:
+            return Reason.NODES_BUSY, "kube-scheduler chooses the nodes here, and has jobs that have none yet"
         if not any(n.capacity.get(shape.resource) for n in self._nodes):
             return Reason.NO_GPU_NODES, f"no node advertises {shape.resource}"
         if count := matching(shape, self._nodes):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,12 +30,34 @@ TOMBSTONES = 4096
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What of the cluster an operator may look at.
+
+    Attributes:
+        namespaces: Of jobs and pods; empty: all.
+        nodes: Whether nodes are known. If not, kube-scheduler chooses them.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    nodes: bool = True
+
+
+EVERYTHING = Scope()
+
+
 class Store:
     """Not thread-safe on purpose: it lives in one event loop."""
 
-    def __init__(self, slots_per_node: int, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008 (immutable)
+    def __init__(
+        self,
+        slots_per_node: int,
+        limits: QueueLimits = QueueLimits(),  # noqa: B008 (immutable)
+        scope: Scope = EVERYTHING,
+    ) -> None:
         self._slots_per_node = slots_per_node
         self._limits = limits
+        self.scope = scope
         self.jobs: dict[str, Job] = {}
         self.raw = Manifests()
         self.waiting: dict[str, Job] = {}  # in the queue

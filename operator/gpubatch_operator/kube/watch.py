@@ -69,24 +69,34 @@ def nodes(store: Store) -> Collection:
     return Collection(NODES, {}, "name", store.put_node, drop, store.drop_node, lambda: set(store.nodes))
 
 
-def pods(store: Store) -> Collection:
-    """The pods that carry our label."""
+def pods(store: Store, namespace: str = "") -> Collection:
+    """The pods that carry our label, of one namespace or of all."""
     query = {"labelSelector": convert.JOB_UID}
-    return Collection(PODS, query, "uid", store.put_pod, store.drop_pod, store.lose_pod, lambda: set(store.pods))
+
+    def held() -> set[str]:
+        return {uid for uid, pod in store.pods.items() if namespace in ("", pod.namespace)}
+
+    path = f"/api/v1/namespaces/{namespace}/pods" if namespace else PODS
+    return Collection(path, query, "uid", store.put_pod, store.drop_pod, store.lose_pod, held)
 
 
-def jobs(store: Store) -> Collection:
-    """All jobs."""
+def jobs(store: Store, namespace: str = "") -> Collection:
+    """The jobs of one namespace, or all."""
 
     def drop(raw: JSON) -> None:
         store.drop_job(raw["metadata"]["uid"])
 
-    return Collection(JOBS, {}, "uid", store.put_job, drop, store.drop_job, lambda: set(store.jobs))
+    def held() -> set[str]:
+        return {uid for uid, job in store.jobs.items() if namespace in ("", job.namespace)}
+
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}" if namespace else JOBS
+    return Collection(path, {}, "uid", store.put_job, drop, store.drop_job, held)
 
 
 def followed(store: Store) -> tuple[Collection, ...]:
-    """What is watched by `follow`."""
-    return pods(store), jobs(store)
+    """What is watched by `follow`: pods before jobs."""
+    namespaces = store.scope.namespaces or ("",)
+    return *(pods(store, n) for n in namespaces), *(jobs(store, n) for n in namespaces)
 
 
 def registry(store: Store) -> kopf.OperatorRegistry:
@@ -164,7 +174,7 @@ async def resync(client: Client, store: Store) -> dict[str, str]:
     """
     began = time.monotonic()
     # Pods before jobs, and both before anything is decided: a job whose pod isn't known looks lost.
-    each = nodes(store), pods(store), jobs(store)
+    each = (*((nodes(store),) if store.scope.nodes else ()), *followed(store))
     # Only what was held before the lists were made can be missing from them because it is deleted.
     held = [c.held() for c in each]
     listed = [await _put_all(client, c) for c in each]
