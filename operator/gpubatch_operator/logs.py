@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -27,6 +28,12 @@ def subject(job: Job, attempt: int | None = None) -> dict[str, object]:
     """The fields of a line about a job, to be given as `extra` where no task is about it alone."""
     number = job.attempts if attempt is None else attempt
     return {"job": f"{job.namespace}/{job.name}", "uid": job.uid, "attempt": number}
+
+
+def subject_of(raw: Mapping[str, Any]) -> dict[str, object]:
+    """The same of a job as the API server has it, which may be none that can be read."""
+    meta, attempts = raw["metadata"], (raw.get("status") or {}).get("attempts") or [{}]
+    return {"job": f"{meta['namespace']}/{meta['name']}", "uid": meta["uid"], "attempt": attempts[-1].get("number", 0)}
 
 
 class _Subject(logging.Filter):

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gpubatch_operator import logs
 from gpubatch_operator.core.limits import Gate, QueueLimits
 from gpubatch_operator.core.model import Job, Node, Occupant, Pod, Shape, Snapshot
 from gpubatch_operator.core.order import RANK
@@ -92,7 +93,8 @@ class Store:
         try:
             job = convert.job_of(raw, self._limits.caps(raw["metadata"]["namespace"]).max_priority)
         except (ValidationError, ValueError, KeyError) as e:
-            log.error("a stored job can't be read and is left alone: %s: %s", raw["metadata"]["name"], e)
+            about = logs.subject_of(raw)
+            log.error("a stored job can't be read and is left alone: %s: %s", about["job"], e, extra=about)
             return
         old = self.jobs.get(uid)
         self.jobs[uid] = job
