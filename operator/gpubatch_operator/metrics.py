@@ -91,5 +91,19 @@ ESTIMATE_BOUNDS = Counter(
 ESTIMATE_SECONDS = Histogram(
     "gpubatch_estimate_duration_seconds", "CPU time of estimating all jobs once.", buckets=(0.01, 0.03, 0.1, 0.3, 1, 3)
 )
-DELIVERIES = Counter("gpubatch_webhook_attempts_total", "Attempts to deliver a webhook.", ["result"])
+DELIVERIES = Counter(
+    "gpubatch_webhook_attempts_total", "Attempts to deliver a webhook, and deliveries that were given up.", ["result"]
+)
+DELIVERY_SECONDS = Histogram(
+    "gpubatch_webhook_attempt_duration_seconds",
+    "Time of one attempt to deliver a webhook.",
+    ["result"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+DELIVERY_DELAY = Histogram(
+    "gpubatch_webhook_delivery_delay_seconds",
+    "Time from an event to its delivery.",
+    buckets=(1, 2, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400),
+)
+UNDELIVERED = Gauge("gpubatch_webhook_pending_jobs", "Jobs with webhooks that aren't delivered yet.")
 EVENTS_DROPPED = Counter("gpubatch_events_dropped_total", "Events that were too many at a time to be written.")

@@ -206,11 +206,20 @@ class Settings(BaseModel):
     resync_seconds: float = Field(
         default=300, gt=0, description="How often the store is compared with the API server, to heal lost events."
     )
-    webhook_attempts: int = Field(default=3, ge=1, le=20, description="Attempts of a delivery until it is given up.")
+    webhook_attempts: int = Field(default=3, ge=1, le=50, description="Attempts of a delivery until it is given up.")
     webhook_backoff_seconds: float = Field(
         default=5, gt=0, description="Delay after the first failed attempt; doubled each time, with jitter."
     )
-    webhook_timeout_seconds: float = Field(default=10, gt=0, description="Time limit of one delivery attempt.")
+    webhook_max_backoff_seconds: float = Field(
+        default=86_400, gt=0, le=604_800, description="Longest delay between two attempts of a delivery."
+    )
+    webhook_connect_seconds: float = Field(
+        default=5, gt=0, le=300, description="Time limit for a connection to a receiver, TLS and all."
+    )
+    webhook_read_seconds: float = Field(default=10, gt=0, le=300, description="The same without a byte of its answer.")
+    webhook_timeout_seconds: float = Field(
+        default=10, gt=0, le=300, description="Time limit of one delivery attempt in all."
+    )
     webhook_allowed_networks: str = Field(
         default="",
         description="Comma-separated CIDRs of private addresses that webhooks may reach besides public ones.",

@@ -44,7 +44,9 @@ REFUSED = [
     ("spec.inference.storage.endpoint", "example.com", "spec.inference.storage.endpoint"),
     ("spec.inference.engine.volumes", [{"name": "gpubatch-tmp", "emptyDir": {}}], "are reserved"),
     ("spec.webhooks", [{"url": "gopher://x"}], "spec.webhooks[0].url"),
-    ("spec.webhooks", [{"url": "https://x", "events": ["progress"]}], "spec.webhooks[0].events[0]"),
+    ("spec.webhooks", [{"url": "https://x", "events": ["begun"]}], "spec.webhooks[0].events[0]"),
+    ("spec.webhooks", [{"url": "https://x", "progressAt": [100]}], "spec.webhooks[0].progressAt[0]"),
+    ("spec.webhooks", [{"url": "https://x", "name": "a"}, {"url": "https://y", "name": "a"}], "names of webhooks"),
     ("spec.nodeSelector", {str(i): "x" for i in range(33)}, "spec.nodeSelector"),
 ]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from gpubatch_operator.api.spec import JobSpec, rule
+from gpubatch_operator.api.base import rule
+from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.api.status import JobStatus
 
 GROUP = "gpubatch.dev"
@@ -21,10 +22,8 @@ KIND = "GPUBatchJob"
 PLURAL = "gpubatchjobs"
 API_VERSION = f"{GROUP}/{VERSION}"
 
-# Of webhooks, deliveries are recorded by index.
 FROZEN_ONCE_ADMITTED = (
     "template",
-    "webhooks",
     "gpus",
     "gpuResource",
     "nodeSelector",

@@ -9,29 +9,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 
-NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+from gpubatch_operator.api.base import ApiModel, Name, Seconds, rule
+from gpubatch_operator.api.webhooks import Webhook
+
 QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 RUN_ID = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 Text = Annotated[str, Field(max_length=1024)]
 Duration = Annotated[int, Field(ge=1, le=31_536_000)]
-
-
-def rule(expression: str, message: str, exact: str = "") -> JsonDict:
-    """One CEL rule as the CRD writes it; `message` is what `kubectl apply` prints, or what the CEL in `exact` says."""
-    said: JsonDict = {"rule": expression, "message": message}
-    return said | {"messageExpression": exact} if exact else said
-
-
-class ApiModel(BaseModel):
-    """Base of the API's models: camelCase on the wire, unknown fields kept out."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
 
 class RawObject(BaseModel):
@@ -222,9 +210,6 @@ class Storage(ApiModel):
     )
 
 
-Seconds = Annotated[int, Field(ge=1, le=86400)]
-
-
 class Upload(ApiModel):
     """Patience with the places that results are written to. What is left out comes from the operator's settings."""
 
@@ -373,8 +358,8 @@ class TemplatePodSpec(RawObject):
 class TemplateMetadata(ApiModel):
     """Labels and annotations of the job's pods; those under gpubatch.dev/ are the operator's."""
 
-    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = {}
-    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = {}
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(default={})
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(default={})
 
 
 class Template(ApiModel):
@@ -382,22 +367,6 @@ class Template(ApiModel):
 
     metadata: TemplateMetadata = TemplateMetadata()
     spec: TemplatePodSpec
-
-
-class Webhook(ApiModel):
-    """Somebody who wants to know how the job ended."""
-
-    url: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^https?://[^/]+(/.*)?$")] = Field(
-        description="Receives a POST in the form of Standard Webhooks."
-    )
-    events: Annotated[list[Literal["succeeded", "failed", "cancelled"]], Field(min_length=1, max_length=3)] = Field(
-        default=["succeeded", "failed", "cancelled"], description="Which events to send."
-    )
-    secret_name: Name | None = Field(
-        default=None,
-        description="A Secret in the job's namespace, labelled gpubatch.dev/webhook-secret=true, whose key 'secret' "
-        "signs the deliveries (whsec_...). Default: unsigned.",
-    )
 
 
 class JobSpec(ApiModel):
@@ -475,7 +444,16 @@ class JobSpec(ApiModel):
     inference: Inference | None = Field(default=None, description="A batch of requests for an inference engine.")
     template: Template | None = Field(default=None, description="Any other pod that needs GPUs to itself.")
     webhooks: Annotated[list[Webhook], Field(max_length=8)] = Field(
-        default=[], description="Who is told about the end."
+        default=[],
+        description="Who is told about the job. Can be edited at any time.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self.all(w, !has(w.name) || self.exists_one(v, has(v.name) && v.name == w.name))",
+                    "the names of webhooks must differ",
+                )
+            ]
+        },
     )
 
     @property

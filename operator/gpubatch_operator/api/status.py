@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gpubatch_operator.api.spec import ApiModel
+from gpubatch_operator.api.base import ApiModel
 from gpubatch_operator.core.phases import Phase
 
 MAX_ATTEMPTS = 10
-MAX_DELIVERIES = 32
+MAX_DELIVERIES = 64
 MAX_URL = 4096 + 64  # the longest of spec, with a suffix of ours
 
 Message = Annotated[str, Field(max_length=4096)]
@@ -128,17 +128,55 @@ class Results(ApiModel):
     timings: Timings | None = None
 
 
+class Counts(ApiModel):
+    """Requests, or whatever else is counted."""
+
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+
+
+class WebhookError(ApiModel):
+    """Why it ended, or why it is tried again."""
+
+    reason: Annotated[str, Field(max_length=256)]
+    message: Annotated[str, Field(max_length=1024)]
+
+
+class WebhookEvent(ApiModel):
+    """What a delivery tells: the job as it was when the event happened."""
+
+    sequence: int
+    event: Annotated[str, Field(max_length=32)]
+    time: Time
+    phase: Phase
+    run_id: Annotated[str, Field(max_length=63)] | None = None
+    attempt: int | None = None
+    node: Annotated[str, Field(max_length=253)] | None = None
+    queued_at: Time | None = None
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    estimated_completion_time: Time | None = None
+    percent: int | None = None
+    counts: Counts | None = None
+    results: Results | None = None
+    error: WebhookError | None = None
+
+
 class WebhookDelivery(ApiModel):
     """One message to one webhook."""
 
     id: Annotated[str, Field(max_length=128)] = Field(description="The webhook-id header; the same for each attempt.")
-    webhook: int = Field(description="Index in spec.webhooks.")
+    webhook: Annotated[str, Field(max_length=64)] = Field(description="Its name in spec, or a hash of its URL.")
     event: Annotated[str, Field(max_length=32)]
+    sequence: int = Field(description="Of the event, in webhookEvents.")
     state: Literal["Pending", "Delivered", "DeadLettered"]
     time: Time = Field(description="When the event happened.")
     attempts: int = 0
+    signed: bool | None = Field(default=None, description="Whether the last attempt was signed: only with a Secret.")
+    last_attempt_time: Time | None = None
     last_status_code: int | None = None
-    last_error: Message | None = None
+    last_error: Annotated[str, Field(max_length=1024)] | None = None
     next_attempt_time: Time | None = None
 
 
@@ -197,6 +235,16 @@ class JobStatus(ApiModel):
     completion_time: Time | None = None
     progress: Progress | None = None
     results: Results | None = None
+    announced_percent: int | None = Field(
+        default=None, description="The percentage at which webhooks were last told of the run's progress."
+    )
+    redelivered: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None, description="The annotation gpubatch.dev/redeliver that was heeded last."
+    )
+    webhook_sequence: int | None = Field(default=None, description="Events that webhooks were told of, ever.")
+    webhook_events: Annotated[list[WebhookEvent], Field(max_length=MAX_DELIVERIES)] = Field(
+        default=[], description="What the deliveries below tell."
+    )
     webhook_deliveries: Annotated[list[WebhookDelivery], Field(max_length=MAX_DELIVERIES)] = Field(
-        default=[], description="What was sent to the webhooks, and how that went."
+        default=[], description="What was sent to the webhooks, and how that went; the newest last."
     )

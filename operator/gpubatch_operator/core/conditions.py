@@ -6,6 +6,8 @@ from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON
 from gpubatch_operator.core.reasons import Reason
 
+MAX_MESSAGE = 4096
+
 
 def put(status: JSON, kind: str, value: bool, reason: str, message: str, now: float, generation: int) -> None:
     """Set the condition `kind` in `status`, in place."""
@@ -17,7 +19,7 @@ def put(status: JSON, kind: str, value: bool, reason: str, message: str, now: fl
         "type": kind,
         "status": text,
         "reason": str(reason),
-        "message": message[:4096],
+        "message": message[:MAX_MESSAGE],
         "lastTransitionTime": since,
         "observedGeneration": generation,
     }

@@ -13,7 +13,6 @@ from gpubatch_operator.core.reasons import NEXT_STEP, Reason
 
 MAX_ATTEMPTS = 10  # that status lists
 MAX_LOST = 10
-MAX_DELIVERIES = 32
 MAX_MESSAGE = 4096  # characters, as the CRD bounds them: a longer one would have the whole status refused
 
 FINAL = frozenset(
@@ -168,26 +167,6 @@ def _close(job: Job, status: JSON, phase: Phase, now: float) -> JSON:
     status |= {"phase": phase.value, "completionTime": iso(now)}
     for key in ("queuePosition", *ESTIMATES, "pending", "waitingSince"):
         status.pop(key, None)
-    event = phase.value.lower()
-    name = run_name(job.uid, job.run_id if job.retried is None else f"{job.run_id or ''}/{job.retried}")
-    old = status.get("webhookDeliveries", [])
-    new = [
-        # One id for each event and webhook, derived and not drawn: a decision made twice is the same message.
-        {
-            "id": f"msg_{name}_{event}_{i}",
-            "webhook": i,
-            "event": event,
-            "state": "Pending",
-            "attempts": 0,
-            "time": iso(now),
-        }
-        for i, events in enumerate(job.webhooks)
-        if event in events
-    ]
-    # Of earlier runs those that are still under way are dropped last.
-    room = MAX_DELIVERIES - len(new)
-    kept = sorted(old, key=lambda d: d["state"] == "Pending")[max(0, len(old) - room) :]
-    status["webhookDeliveries"] = [*kept, *new]
     return status
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gpubatch_operator.core import conditions, endings, privileges, progress, running, waiting
+from gpubatch_operator.core import conditions, deliveries, endings, privileges, progress, running, waiting
 from gpubatch_operator.core.actions import Action, Expire, Release, Remove, Step
 from gpubatch_operator.core.clock import iso, seconds
 from gpubatch_operator.core.limits import Gate
@@ -59,7 +59,8 @@ def advance(
         step = waiting.advance(job, status, pods, now, limits, gate)
     after = Phase(step.status["phase"])
     assert after is job.phase or after in CHANGES[job.phase], f"{job.phase} -> {after}"
-    return replace(step, actions=step.actions + _tidy(job, after, pods))
+    told = deliveries.follow(job, step.status, now)
+    return replace(step, status=told, actions=step.actions + _tidy(job, after, pods))
 
 
 def orphan(pod: Pod) -> tuple[Action, ...]:
@@ -94,8 +95,10 @@ def rejected(job: Job, message: str, now: float, final: bool) -> JSON:
         Trouble(Reason.POD_REJECTED, message).show(status, now)
         return status
     if job.attempt and job.phase in ACTIVE:
-        return endings.fail_attempt(job, status, job.attempt, Reason.POD_REJECTED, message, now)
-    return endings.fail(job, status, Reason.POD_REJECTED, message, now)
+        endings.fail_attempt(job, status, job.attempt, Reason.POD_REJECTED, message, now)
+    else:
+        endings.fail(job, status, Reason.POD_REJECTED, message, now)
+    return deliveries.follow(job, status, now)
 
 
 def over_quota(job: Job, message: str, now: float) -> JSON:
@@ -103,7 +106,7 @@ def over_quota(job: Job, message: str, now: float) -> JSON:
     status: JSON = copied(dict(job.status))
     if job.attempt and job.phase in ACTIVE:
         attempt = replace(job.attempt, reason=Reason.QUOTA, message=message)
-        return endings.lost(job, status, attempt, message, now)
+        return deliveries.follow(job, endings.lost(job, status, attempt, message, now), now)
     Trouble(Reason.QUOTA, message).show(status, now)
     return status
 

@@ -112,7 +112,17 @@ class Wishes:
     queue_deadline: float | None = None  # of waiting for the first attempt
     completion_window: float | None = None  # from `queuedAt` to the end
     ttl: float | None = None  # from the end to the deletion
+    redeliver: str | None = None  # the annotation that asks for deliveries to be made again
     tracked_by: str | None = None  # the annotation or label of a GitOps tool that would create it anew if deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Somebody who is told about the job; `key` tells them from the job's others, whatever else is edited."""
+
+    key: str
+    events: frozenset[str]
+    progress_at: tuple[int, ...]  # percentages that are worth an event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +140,7 @@ class Job:
     inference: bool
     model: str  # what its speed is learned by: the model of an inference job, the image of a template
     hint: float | None  # the user's own estimate, seconds
-    webhooks: tuple[frozenset[str], ...]  # for each webhook the events that it wants
+    webhooks: tuple[Hook, ...]
     phase: Phase | None
     queued_at: float
     ticket: int

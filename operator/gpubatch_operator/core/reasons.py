@@ -25,6 +25,7 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     STOPPING = "Stopping"
     # what is fine
+    REDELIVERED = "Redelivered"
     VALID = "Valid"
     INVALID_LINES_SKIPPED = "InvalidLinesSkipped"
     ADMITTED = "Admitted"
@@ -49,6 +50,7 @@ class Reason(StrEnum):
     QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
     COMPLETION_WINDOW_EXCEEDED = "CompletionWindowExceeded"
     TRACKED = "Tracked"
+    DELIVERY_GIVEN_UP = "DeliveryGivenUp"
 
 
 NEXT_STEP: dict[Reason, str] = {

@@ -18,7 +18,7 @@ BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is bei
 FORGOTTEN = (
     *("conditions", "inspection", "results", "progress", "pending", "nodeName", "podName", "completionTime"),
     *("startTime", "firstStartTime", "activeSeconds", "failedAttempts", "lostAttempts"),
-    *("queuePosition", *ESTIMATES),
+    *("queuePosition", "announcedPercent", *ESTIMATES),
 )
 
 

@@ -10,12 +10,14 @@ import orjson
 from pydantic import ValidationError
 
 from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.api.webhooks import PROGRESS_AT, Webhook, receivers
 from gpubatch_operator.core import backoff
 from gpubatch_operator.core.clock import seconds
 from gpubatch_operator.core.model import (
     Attempt,
     AttemptState,
     ContainerTrouble,
+    Hook,
     Job,
     Node,
     Pod,
@@ -42,6 +44,8 @@ NODE = "gpubatch.dev/node"
 RESOURCE = "gpubatch.dev/gpu-resource"
 GPUS = "gpubatch.dev/gpus"
 RETRY = "gpubatch.dev/retry"  # on a job: a new value asks for one more attempt of a failed run
+REDELIVER = "gpubatch.dev/redeliver"  # on a job: a new value asks for deliveries to be made again
+MAX_REDELIVER = 1024
 SLOTS = "gpubatch.dev/slots"  # on a node: how many
 MAX_SLOTS = 64
 FINALIZER = "gpubatch.dev/outcome"
@@ -88,7 +92,7 @@ def job_of(raw: JSON, max_priority: int | None = None) -> Job:
         inference=spec.inference is not None,
         model=_model(spec),
         hint=spec.estimated_duration_seconds,
-        webhooks=tuple(frozenset(w.events) for w in spec.webhooks),
+        webhooks=tuple(_hook(key, w) for key, w in receivers(spec.webhooks).items()),
         phase=Phase(status["phase"]) if "phase" in status else None,
         queued_at=queued_at,
         ticket=ticket,
@@ -123,6 +127,7 @@ def _wishes(spec: JobSpec, meta: JSON) -> Wishes:
         cancel=spec.cancel,
         run_id=spec.run_id,
         retry=((meta.get("annotations") or {}).get(RETRY) or "")[:63] or None,
+        redeliver=((meta.get("annotations") or {}).get(REDELIVER) or "")[:MAX_REDELIVER] or None,
         backoff_limit=spec.backoff_limit,
         active_deadline=spec.active_deadline_seconds,
         queue_deadline=spec.queue_deadline_seconds,
@@ -130,6 +135,10 @@ def _wishes(spec: JobSpec, meta: JSON) -> Wishes:
         ttl=spec.ttl_seconds_after_finished,
         tracked_by=next(marks, None) if spec.ttl_seconds_after_finished is not None else None,
     )
+
+
+def _hook(key: str, w: Webhook) -> Hook:
+    return Hook(key, frozenset(w.events), tuple(w.progress_at or PROGRESS_AT))
 
 
 def spec_of(raw: JSON) -> JobSpec:

@@ -68,6 +68,8 @@ class Store:
         self.gate = Gate(limits)
         self._room = True  # somebody has left the queue since `take_held`; at the start nobody has looked
         self.deliverable: set[str] = set()  # jobs that have webhooks to deliver
+        self._to_deliver: set[str] = set()  # those of them that changed since `take_deliverable`
+        self.deliveries_changed = asyncio.Event()
         self.fresh: set[str] = set()  # jobs that have no phase yet
         self._leaving: dict[str, Job] = {}  # their end is being written
         self.pods: dict[str, Pod] = {}
@@ -104,6 +106,9 @@ class Store:
             self.finished.append(job)
         pending = any(d["state"] == "Pending" for d in job.status.get("webhookDeliveries") or [])
         (self.deliverable.add if pending else self.deliverable.discard)(uid)
+        if pending:
+            self._to_deliver.add(uid)
+            self.deliveries_changed.set()
         (self.fresh.add if job.phase is None and not job.deleting else self.fresh.discard)(uid)
         self.touch(uid)
 
@@ -115,6 +120,7 @@ class Store:
         self.jobs.pop(uid, None)
         self.raw.drop(uid)
         self.deliverable.discard(uid)
+        self._to_deliver.discard(uid)
         self.fresh.discard(uid)
         self.touch(uid)
 
@@ -186,6 +192,11 @@ class Store:
         """The jobs to look at; whoever takes them looks at them."""
         dirty, self._dirty = self._dirty, set()
         return dirty
+
+    def take_deliverable(self) -> set[str]:
+        """Jobs with webhooks to deliver that changed since the last call."""
+        changed, self._to_deliver = self._to_deliver, set()
+        return changed
 
     def take_finished(self) -> list[Job]:
         """Jobs that finished since the last call."""

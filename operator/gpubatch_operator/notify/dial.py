@@ -11,7 +11,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -19,8 +21,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # All public IPv6 addresses are in here (RFC 4291); `is_global` also holds for the deprecated ::127.0.0.1 and fec0::1.
 UNICAST = ipaddress.ip_network("2000::/3")
-# Addresses that carry an IPv4 address in disguise: 6to4 (NAT64's aren't in UNICAST).
+# Addresses that carry an IPv4 address in disguise: 6to4 (NAT64's aren't in UNICAST), and ISATAP's by their interface.
 DISGUISES = (ipaddress.ip_network("2002::/16"),)
+ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+MOST = 3  # addresses of a name that are tried
 
 
 class RefusedError(Exception):
@@ -51,13 +55,21 @@ def allowed(address: Address, extra: Sequence[Network]) -> bool:
         address = address.ipv4_mapped
     if any(address in n for n in extra if n.version == address.version):
         return True
-    if isinstance(address, ipaddress.IPv6Address) and (address not in UNICAST or any(address in n for n in DISGUISES)):
+    if isinstance(address, ipaddress.IPv6Address) and (address not in UNICAST or _disguised(address)):
         return False
     return address.is_global and not address.is_multicast
 
 
-async def resolve(url: str, extra: Sequence[Network]) -> Target:
-    """The checked target of a URL.
+def _disguised(address: ipaddress.IPv6Address) -> bool:
+    return any(address in n for n in DISGUISES) or (int(address) >> 32) & 0xFFFF_FFFF in ISATAP
+
+
+async def resolve(url: str, extra: Sequence[Network], resolvers: Executor | None = None) -> list[Target]:
+    """The checked targets of a URL, the best first: an address that can't be reached isn't the only one, perhaps.
+
+    Args:
+        extra: Networks that are allowed besides public ones.
+        resolvers: Threads that look names up; by default those of the event loop.
 
     Raises:
         RefusedError: The URL can't be used, or its name doesn't resolve, or to an address that isn't allowed.
@@ -69,18 +81,21 @@ async def resolve(url: str, extra: Sequence[Network]) -> Target:
     except ValueError as e:  # a port out of range, a label that is too long
         raise RefusedError(f"{url} isn't a usable URL: {e}") from None
     try:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().run_in_executor(resolvers, look_up)
     except OSError as e:
         raise RefusedError(f"{host} doesn't resolve: {e}") from None
-    addresses = [ipaddress.ip_address(info[4][0]) for info in infos]
+    addresses = list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in infos))
     for address in addresses:
         if not allowed(address, extra):
             raise RefusedError(
                 f"{host} is {address}, which isn't a public address; an administrator can allow its network "
                 "by the setting webhookAllowedNetworks"
             )
-    address = addresses[0]
-    netloc = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
     bare = f"[{host}]" if ":" in host else host
     named = f"{bare}:{parts.port}" if parts.port else bare
-    return Target(urlunsplit(parts._replace(netloc=netloc)), named, host)
+    return [Target(urlunsplit(parts._replace(netloc=_netloc(a, port))), named, host) for a in addresses[:MOST]]
+
+
+def _netloc(address: Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from standardwebhooks import Webhook
 
 JSON = dict[str, Any]
+TOLD = (
+    *("sequence", "runId", "phase", "attempt", "node"),
+    *("queuedAt", "startTime", "completionTime", "estimatedCompletionTime"),
+    *("percent", "counts", "results", "error"),
+)
+"""Of an event, beside its name and time; each is there in each body, null where there is nothing to say."""
 
 
-def payload(raw: JSON, delivery: JSON) -> bytes:
-    """The body: the event, and the job as it ended. The same bytes for each attempt."""
-    meta, status = raw["metadata"], raw.get("status") or {}
-    failed = next((c for c in status.get("conditions") or [] if c["type"] == "Failed" and c["status"] == "True"), None)
+def payload(job: JSON, event: JSON) -> bytes:
+    """The body: the event, as status keeps it, and the reference (metadata) of its job."""
     body = {
-        "type": f"gpubatchjob.{delivery['event']}",
-        "timestamp": delivery["time"],
+        "type": f"gpubatchjob.{event['event']}",
+        "timestamp": event["time"],
         "data": {
-            "job": {"namespace": meta["namespace"], "name": meta["name"], "uid": meta["uid"]},
-            "phase": status.get("phase"),
-            "startTime": status.get("startTime"),
-            "completionTime": status.get("completionTime"),
-            "results": status.get("results"),
-            "error": {"reason": failed["reason"], "message": failed["message"]} if failed else None,
+            "job": {"namespace": job["namespace"], "name": job["name"], "uid": job["uid"]},
+            **{key: event.get(key) for key in TOLD},
         },
     }
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def headers(delivery_id: str, body: bytes, secret: str | None, at: datetime | None = None) -> dict[str, str]:
-    """The headers of one attempt; without a secret there is no signature.
+def headers(delivery_id: str, body: bytes, secrets: Sequence[str], at: datetime | None = None) -> dict[str, str]:
+    """The headers of one attempt, with a signature by each of the secrets; without one there is none.
 
     Raises:
-        ValueError: The secret isn't base64, with or without the prefix `whsec_`.
+        ValueError: A secret isn't base64, with or without the prefix `whsec_`.
     """
     at = at or datetime.now(UTC)
     out = {
@@ -43,10 +44,12 @@ def headers(delivery_id: str, body: bytes, secret: str | None, at: datetime | No
         "webhook-id": delivery_id,
         "webhook-timestamp": str(int(at.timestamp())),
     }
-    if secret is not None:
+    signatures = []
+    for secret in secrets:
         try:
-            signer = Webhook(secret)
+            signatures.append(Webhook(secret).sign(delivery_id, at, body.decode()))
         except Exception as e:
             raise ValueError(f"not a base64 secret (whsec_...): {e}") from None
-        out["webhook-signature"] = signer.sign(delivery_id, at, body.decode())
+    if signatures:
+        out["webhook-signature"] = " ".join(signatures)
     return out

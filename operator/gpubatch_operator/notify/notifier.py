@@ -1,186 +1,206 @@
-"""Delivers webhooks: at least once, with a stable id, its state in the job's status so that a restart goes on.
+"""Delivers webhooks: at least once, in order for each receiver, their state in status so that a restart goes on.
 
-Each attempt is its own task: a receiver that hangs delays nobody else's delivery, nor the queue.
+Nobody looks through all jobs: one is looked at when it changes, and when a delivery of its is due again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import copy
+import contextlib
+import itertools
 import logging
-import math
 import random
 import time
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
-
-from gpubatch_operator.core.clock import iso, seconds
-from gpubatch_operator.core.model import Job
+from gpubatch_operator import metrics
+from gpubatch_operator.api.webhooks import Webhook, receivers
+from gpubatch_operator.core import deliveries
+from gpubatch_operator.core.clock import seconds
+from gpubatch_operator.core.deliveries import Patience, Tried
+from gpubatch_operator.core.model import Job, copied
+from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
-from gpubatch_operator.metrics import DELIVERIES
-from gpubatch_operator.notify import dial, message
+from gpubatch_operator.notify.lanes import Lanes
+from gpubatch_operator.notify.sender import Sender
 from gpubatch_operator.reconciler import write_status
 from gpubatch_operator.settings import Settings
+from gpubatch_operator.timers import Timers
 
 JSON = dict[str, Any]
-SECRET_LABEL = "gpubatch.dev/webhook-secret"
-PAUSE = 0.5
-PARALLEL = 64
-MAX_RETRY_AFTER = 3600.0
+REST = 0.05  # seconds between two looks
+TICK = 5.0
+AT_ONCE = 100  # jobs that are looked at before others get their turn
+WRITERS = 8  # jobs that are written at a time: the queue uses the same connections
+SOON = 2.0  # seconds of an attempt
+LAST_DELAY = 30.0
 
 log = logging.getLogger(__name__)
 
 
-class UndeliverableError(Exception):
-    """This attempt failed before it was sent, for a reason that the user can mend."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An attempt that status doesn't know of yet."""
+
+    webhook: str
+    delivery_id: str
+    attempts: int  # before this one
+    tried: Tried
+    patience: Patience
 
 
 class Notifier:
-    """Owns the deliveries in flight."""
+    """Owns what is under way: attempts, and writes of how they went."""
 
     def __init__(self, client: Client, store: Store, settings: Settings, events: Recorder) -> None:
-        self._client, self._store, self._settings, self._events = client, store, settings, events
-        self._networks = dial.networks(settings.webhook_allowed_networks)
-        self._in_flight: dict[str, asyncio.Task[None]] = {}
-        self._gate = asyncio.Semaphore(PARALLEL)
+        self._client, self._store, self._events = client, store, events
+        self._sender, self._lanes, self._timers = Sender(client, settings), Lanes(), Timers()
+        self._busy: set[tuple[str, str]] = set()  # job and receiver
+        self._unrecorded: dict[str, list[Outcome]] = {}  # by job
+        self._writers: dict[str, asyncio.Task[None]] = {}  # by job
+        self._gate = asyncio.Semaphore(WRITERS)
 
     async def run(self) -> None:
         """Start what is due, for ever."""
-        timeout = httpx.Timeout(self._settings.webhook_timeout_seconds)
-        async with httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False) as http:
-            try:
-                while True:
-                    self._start_due(http, time.time())
-                    await asyncio.sleep(PAUSE)
-            finally:
-                # Whoever leads next sends them again, under the same ids.
-                tasks = list(self._in_flight.values())
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _start_due(self, http: httpx.AsyncClient, now: float) -> None:
-        for uid in self._store.deliverable:
-            for delivery in self._store.jobs[uid].status.get("webhookDeliveries") or []:
-                due = seconds(delivery["nextAttemptTime"]) if "nextAttemptTime" in delivery else 0.0
-                if delivery["state"] == "Pending" and due <= now and delivery["id"] not in self._in_flight:
-                    task = asyncio.create_task(self._attempt(http, uid, delivery))
-                    self._in_flight[delivery["id"]] = task
-
-    async def _attempt(self, http: httpx.AsyncClient, uid: str, delivery: JSON) -> None:
         try:
-            await self._attempt_once(http, uid, delivery)
+            await self.look(self._store.deliverable.copy(), time.time())
+            while True:
+                at = self._timers.next()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK if at is None else max(0.0, min(TICK, at - time.time()))):
+                        await self._store.deliveries_changed.wait()
+                await self.turn(time.time())
+                await asyncio.sleep(REST)
         finally:
-            del self._in_flight[delivery["id"]]
+            # Whoever leads next sends again what isn't recorded, under the same ids.
+            await self.stop()
 
-    async def _attempt_once(self, http: httpx.AsyncClient, uid: str, delivery: JSON) -> None:
-        """One attempt and the record of it; without the record it will be made again."""
-        raw = self._store.raw.get(uid)
-        if raw is None:
+    async def turn(self, now: float) -> None:
+        """Start what is due, of the jobs that have changed and those whose time has come."""
+        self._store.deliveries_changed.clear()
+        metrics.UNDELIVERED.set(len(self._store.deliverable))
+        await self.look(self._store.take_deliverable() | self._timers.take(now), now)
+
+    async def look(self, uids: Iterable[str], now: float) -> None:
+        """Start what is due of these jobs."""
+        for i, uid in enumerate(uids, 1):
+            self._look(uid, now)
+            if i % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def join(self) -> None:
+        """Wait until nothing is under way."""
+        while self._writers or self._busy:
+            await self._lanes.join()
+            await asyncio.gather(*self._writers.values())
+
+    async def stop(self) -> None:
+        """End everything."""
+        await self._lanes.stop()
+        writers = list(self._writers.values())
+        for task in writers:
+            task.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+        await self._sender.close()
+
+    def _look(self, uid: str, now: float) -> None:
+        job = self._store.jobs.get(uid)
+        if job is None or job.deleting:
             return
-        retry_after = 0.0
-        result: JSON
-        try:
-            async with self._gate, asyncio.timeout(self._settings.webhook_timeout_seconds + 5):
-                response = await self._send(http, raw, delivery)
-            ok = response.is_success
-            result = {"lastStatusCode": response.status_code}
-            if not ok:
-                result["lastError"] = f"the receiver answered {response.status_code}: {response.text[:200]}"
-                retry_after = _retry_after(response, time.time())
-        except (UndeliverableError, dial.RefusedError) as e:
-            ok, result = False, {"lastError": str(e)[:1024]}
-        except Exception as e:  # whatever it is, it counts as an attempt: else it would be made again for ever
-            if not isinstance(e, (httpx.HTTPError, OSError, TimeoutError, ApiError)):
-                log.exception("a delivery failed in an unexpected way: %s", delivery["id"])
-            ok, result = False, {"lastError": f"{type(e).__name__}: {e}"[:1024]}
-        DELIVERIES.labels("delivered" if ok else "failed").inc()
-        try:
-            await self._record(uid, delivery["id"], ok, result, retry_after)
-        except ApiError as e:
-            log.warning("a delivery wasn't recorded and will be repeated: %s: %s", delivery["id"], e)
+        heads = {k: v for k, v in deliveries.heads(job.status).items() if (uid, k) not in self._busy}
+        if later := [at for _, at in heads.values() if at > now]:
+            self._timers.put(uid, min(later))
+        due = {k: d for k, (d, at) in heads.items() if at <= now}
+        hooks = self._hooks(uid) if due else {}
+        for key, delivery in due.items():
+            if key in hooks:  # else it was just taken out of spec, and will be taken out of status
+                self._busy.add((uid, key))
+                self._lanes.submit(_origin(hooks[key].url), partial(self._attempt, uid, key, delivery["id"]))
 
-    async def _send(self, http: httpx.AsyncClient, raw: JSON, delivery: JSON) -> httpx.Response:
-        webhooks = raw["spec"].get("webhooks") or []
-        if delivery["webhook"] >= len(webhooks):
-            raise UndeliverableError("the webhook was removed from spec.webhooks")
-        hook = webhooks[delivery["webhook"]]
-        secret = None
-        if name := hook.get("secretName"):
-            secret = await self._secret(raw["metadata"]["namespace"], name)
-        body = message.payload(raw, delivery)
-        try:
-            headers = message.headers(delivery["id"], body, secret)
-        except ValueError as e:
-            raise UndeliverableError(f"the key 'secret' of Secret {hook.get('secretName')} is {e}") from None
-        target = await dial.resolve(hook["url"], self._networks)
-        return await http.post(
-            target.url,
-            content=body,
-            headers=headers | {"host": target.host_header},
-            extensions={"sni_hostname": target.hostname},
-        )
+    def _hooks(self, uid: str) -> dict[str, Webhook]:
+        return receivers(convert.spec_of(self._store.raw[uid]["spec"]).webhooks)
 
-    async def _secret(self, namespace: str, name: str) -> str:
-        try:
-            raw = await self._client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-        except ApiError as e:
-            if e.status != 404:
-                raise
-            raise UndeliverableError(f"Secret {name} doesn't exist in namespace {namespace}") from None
-        # Without the label anybody who may create jobs could have any Secret used for signing, and test guesses at it.
-        if (raw["metadata"].get("labels") or {}).get(SECRET_LABEL) != "true":
-            raise UndeliverableError(f"Secret {name} lacks the label {SECRET_LABEL}=true, which permits this use")
-        value = (raw.get("data") or {}).get("secret")
-        if value is None:
-            raise UndeliverableError(f"Secret {name} has no key 'secret'")
-        return base64.b64decode(value).decode().strip()
+    async def _attempt(self, uid: str, key: str, delivery_id: str, well: bool) -> bool:
+        """One attempt, if it is still to be made; whether the receiver answered well and soon."""
+        raw = self._store.raw.get(uid)
+        status = (raw or {}).get("status") or {}
+        delivery, _ = deliveries.heads(status).get(key, ({}, 0.0))
+        hook = self._hooks(uid).get(key) if raw else None
+        if raw is None or hook is None or delivery.get("id") != delivery_id:
+            self._busy.discard((uid, key))
+            self._look(uid, time.time())
+            return well
+        event = next(e for e in status["webhookEvents"] if e["sequence"] == delivery["sequence"])
+        start = time.monotonic()
+        tried = await self._sender.attempt(raw["metadata"], hook, delivery, event, well)
+        took, result = time.monotonic() - start, "delivered" if tried.ok else "failed"
+        metrics.DELIVERIES.labels(result).inc()
+        metrics.DELIVERY_SECONDS.labels(result).observe(took)
+        outcome = Outcome(key, delivery_id, delivery["attempts"], tried, self._sender.patience(hook))
+        self._unrecorded.setdefault(uid, []).append(outcome)
+        if uid not in self._writers:
+            self._writers[uid] = asyncio.create_task(self._write(uid))
+        return tried.ok and took < SOON
 
-    async def _record(self, uid: str, delivery_id: str, ok: bool, result: JSON, retry_after: float) -> None:
-        while (job := self._store.jobs.get(uid)) is not None:
-            status, now = copy.deepcopy(dict(job.status)), time.time()
-            delivery = next((d for d in status.get("webhookDeliveries", []) if d["id"] == delivery_id), None)
-            if delivery is None or delivery["state"] != "Pending":
-                return
-            delivery["attempts"] += 1
-            for key in ("lastStatusCode", "lastError", "nextAttemptTime"):
-                delivery.pop(key, None)
-            delivery |= result
-            if ok:
-                delivery["state"] = "Delivered"
-            elif delivery["attempts"] >= self._settings.webhook_attempts:
-                delivery["state"] = "DeadLettered"
-            else:
-                delay = max(self._backoff(delivery["attempts"]), retry_after)
-                delivery["nextAttemptTime"] = iso(math.ceil(now + delay))  # whole seconds, never earlier
-            if await write_status(self._client, self._store, job, status):
-                self._tell(job, delivery)
-                return
+    async def _write(self, uid: str) -> None:
+        """Record what was tried at a job's receivers; what comes together is one write.
 
-    def _backoff(self, attempts: int) -> float:
-        jitter = random.uniform(0.8, 1.2)
-        return float(self._settings.webhook_backoff_seconds * 2 ** (attempts - 1) * jitter)
+        A write that fails is repeated, and not the delivery.
+        """
+        for failures in itertools.count():
+            try:
+                while outcomes := list(self._unrecorded[uid]):
+                    async with self._gate:
+                        if not await self._write_once(uid, outcomes):
+                            continue
+                    del self._unrecorded[uid][: len(outcomes)]
+                    self._busy.difference_update((uid, o.webhook) for o in outcomes)
+                break
+            except (ApiError, OSError) as e:
+                delay = min(LAST_DELAY, 0.5 * 2 ** min(failures, 10))
+                log.warning("how a delivery went will be recorded in %.1f s: %s: %s", delay, uid, e)
+                await asyncio.sleep(delay)
+        del self._unrecorded[uid], self._writers[uid]
+        self._look(uid, time.time())
 
-    def _tell(self, job: Job, delivery: JSON) -> None:
+    async def _write_once(self, uid: str, outcomes: list[Outcome]) -> bool:
+        job, now = self._store.jobs.get(uid), time.time()
+        if job is None:
+            return True
+        status, changed = copied(dict(job.status)), list[JSON]()
+        before = {d["id"]: d["attempts"] for d in status.get("webhookDeliveries", [])}
+        for o in outcomes:
+            if before.get(o.delivery_id) == o.attempts:  # else an earlier write of ours did get through
+                jitter = random.uniform(0.8, 1.2)
+                changed += deliveries.attempted(status, o.delivery_id, o.tried, o.patience, jitter, now)
+        deliveries.judge(job, status, now)
+        if not await write_status(self._client, self._store, job, status):
+            return False
+        for delivery in changed:
+            self._tell(job, delivery, now)
+        return True
+
+    def _tell(self, job: Job, delivery: JSON, now: float) -> None:
         extra = {"job": f"{job.namespace}/{job.name}", "uid": job.uid}
         what = f"webhook {delivery['webhook']} ({delivery['event']}), attempt {delivery['attempts']}"
         log.info("%s: %s %s", what, delivery["state"], delivery.get("lastError", ""), extra=extra)
-        if delivery["state"] == "DeadLettered":
-            DELIVERIES.labels("dead_lettered").inc()
-            self._events.record(job, "WebhookDeadLettered", f"{what}: {delivery.get('lastError')}", warning=True)
+        if delivery["state"] == deliveries.DELIVERED:
+            metrics.DELIVERY_DELAY.observe(max(0.0, now - seconds(delivery["time"])))
+        if delivery["state"] == deliveries.DEAD:
+            metrics.DELIVERIES.labels("dead_lettered").inc()
+            self._events.record(job, deliveries.CONDITION, f"{what}: {delivery.get('lastError')}", warning=True)
 
 
-def _retry_after(response: httpx.Response, now: float) -> float:
-    """Seconds that the receiver asks for, as a number or a date (RFC 9110, section 10.2.3)."""
-    value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value), MAX_RETRY_AFTER)
+def _origin(url: str) -> str:
+    """What tells one receiver from another: scheme, host and port."""
     try:
-        return max(0.0, min(parsedate_to_datetime(value).timestamp() - now, MAX_RETRY_AFTER))
-    except ValueError:
-        return 0.0
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port}"
+    except ValueError:  # it can't be dialled either
+        return url

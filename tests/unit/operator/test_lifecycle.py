@@ -26,7 +26,14 @@ from unit.operator.schema import check_status
 JSON = dict[str, Any]
 NOW = EPOCH + 100
 LIMITS = Limits()
-HOOKS = {"webhooks": [{"url": "https://a.example"}, {"url": "https://b.example", "events": ["failed"]}]}
+EVERYTHING = ["queued", "started", "progress", "succeeded", "failed", "cancelled", "retrying"]
+HOOKS = {
+    "webhooks": [
+        {"name": "a", "url": "https://a.example"},
+        {"name": "b", "url": "https://b.example", "events": ["failed"]},
+        {"name": "c", "url": "https://c.example", "events": EVERYTHING},
+    ]
+}
 
 
 def a_job(status: JSON | None = None, spec: JSON | None = None) -> Job:
@@ -409,13 +416,15 @@ def test_deliveries_follow_the_event_filter_and_have_stable_ids():
     good = pod(phase="Succeeded", terminated_message=outcome())
     failed = step(admitted(spec), bad).status["webhookDeliveries"]
     assert [(d["webhook"], d["event"], d["state"], d["attempts"]) for d in failed] == [
-        (0, "failed", "Pending", 0),
-        (1, "failed", "Pending", 0),
+        ("c", "started", "Pending", 0),
+        ("a", "failed", "Pending", 0),
+        ("b", "failed", "Pending", 0),
+        ("c", "failed", "Pending", 0),
     ]
-    assert [d["webhook"] for d in step(admitted(spec), good).status["webhookDeliveries"]] == [0]
+    assert [d["webhook"] for d in step(admitted(spec), good).status["webhookDeliveries"]] == ["c", "a", "c"]
     later = step(admitted(spec), bad, now=NOW + 60).status["webhookDeliveries"]
     assert [d["id"] for d in later] == [d["id"] for d in failed], "a decision made twice is the same message"
-    assert len({d["id"] for d in failed}) == 2
+    assert len({d["id"] for d in failed}) == 4
 
 
 # --- always

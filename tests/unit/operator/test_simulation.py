@@ -28,7 +28,8 @@ from unit.operator.build import inference_spec, template_spec
 from unit.operator.fake import Clock, Cluster, CrashError, Recorder, finished, inspection, outcome
 
 JSON = dict[str, Any]
-WEBHOOKS = [{"url": "https://example.com/hook"}]
+EVENTS = ["queued", "started", "progress", "succeeded", "failed", "cancelled", "retrying"]
+WEBHOOKS = [{"url": "https://example.com/hook"}, {"name": "all", "url": "https://example.com/all", "events": EVENTS}]
 TROUBLE = (None, None, "refused", "lost answer", "crash before", "crash after")
 HOW = ("well", "badly", "interrupted", "silently", "evicted")
 STUCK = ("ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")

@@ -161,9 +161,11 @@ def test_finished_jobs_are_handed_out_once_to_learn_from():
 
 def test_a_job_with_webhooks_to_deliver_is_found():
     store = Store(1)
-    delivery = {"id": "m", "webhook": 0, "event": "succeeded", "state": "Pending", "time": "2027-01-15T08:01:00Z"}
+    delivery = {"id": "m", "webhook": "a", "event": "succeeded", "state": "Pending", "time": "2027-01-15T08:01:00Z"}
     store.put_job(raw_job(status=DONE | {"webhookDeliveries": [delivery]}, version=4))
     assert store.deliverable == {"uid-job"}
+    assert store.take_deliverable() == {"uid-job"}
+    assert store.take_deliverable() == set(), "nobody looks at it again until it changes"
     store.put_job(raw_job(status=DONE | {"webhookDeliveries": [delivery | {"state": "Delivered"}]}, version=5))
     assert store.deliverable == set()
 

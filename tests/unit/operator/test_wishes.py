@@ -210,10 +210,11 @@ def test_a_template_is_told_at_once_whatever_its_pod_says_at_the_end():
 
 def test_the_webhooks_hear_of_a_cancellation():
     story = Story(
-        webhooks=[{"url": "https://a.example"}, {"url": "https://b.example", "events": ["failed"]}], cancel=True
+        webhooks=[{"name": "a", "url": "https://a.example"}, {"url": "https://b.example", "events": ["failed"]}],
+        cancel=True,
     )
     story.step()
-    assert [(d["webhook"], d["event"]) for d in story.status["webhookDeliveries"]] == [(0, "cancelled")]
+    assert [(d["webhook"], d["event"]) for d in story.status["webhookDeliveries"]] == [("a", "cancelled")]
 
 
 # --- run again
