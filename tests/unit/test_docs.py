@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -126,6 +127,12 @@ def test_every_metric_is_in_the_operations_manual_with_its_type() -> None:
             found[name] = ", ".join([family.type, *(f"`{label}`" for label in metric._labelnames)])
     assert found, "no metrics found: has their module changed?"
     assert {name: cells[0] for name, cells in table.items()} == found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_called_json_is_json(page: Path) -> None:
+    for text in blocks(page.read_text(), "json"):
+        json.loads(text)
 
 
 # --- links
