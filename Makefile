@@ -37,16 +37,18 @@ check: $(VENV)/ready ## Lint, types, layers, generated files, chart
 	  { echo "crds/gpubatchjobs.yaml is not up to date: make generate"; exit 1; }
 	$(BIN)/python hack/chart --check
 	$(BIN)/python hack/apidocs --check
+	$(BIN)/python hack/clidocs --check
 	$$(hack/cluster tool helm) lint --strict charts/gpubatch
 
 format: $(VENV)/ready ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(VENV)/ready ## Make the generated files anew: CRD, chart
+generate: $(VENV)/ready ## Make the generated files anew: CRD, chart, references
 	PYTHONPATH=operator:runner:cli $(BIN)/python -m gpubatch_operator.api.crd > crds/gpubatchjobs.yaml
 	$(BIN)/python hack/chart
 	$(BIN)/python hack/apidocs
+	$(BIN)/python hack/clidocs
 
 constraints: ## Pin the newest versions of all Python packages
 	python3 -m venv $(CACHE)/venv-constraints
