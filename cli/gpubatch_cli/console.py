@@ -42,15 +42,9 @@ def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not made.is_terminal and not _told_width():
+    if not made.is_terminal:  # whatever $COLUMNS says
         made = Console(stderr=stderr, highlight=False, width=1000)
     return made
-
-
-def _told_width() -> bool:
-    import os
-
-    return os.environ.get("COLUMNS", "").isdigit()
 
 
 @contextmanager
