@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, Counter
 from pydantic.alias_generators import to_camel
 
+from gpubatch_cli.app import gpubatch
 from gpubatch_operator import metrics
 from gpubatch_operator.api.crd import crd
 from gpubatch_operator.api.spec import JobSpec
@@ -165,3 +168,86 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     for line in code:
         words = [w for w in line.partition("#")[0].split() if not w.startswith("-") and "=" not in w]
         assert set(words) <= targets, f"make {line}"
+
+
+# --- commands
+
+
+def shell_lines(page: Path) -> list[str]:
+    """What a reader types: the lines of shell blocks, those with a backslash joined, and commands between backticks."""
+    text = page.read_text()
+    lines = [line for block in blocks(text, "sh") for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return lines + [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose) if " " in code]
+
+
+def words_after(line: str, program: str) -> list[list[str]]:
+    """The arguments of each call of a program in a line, up to a pipe, a comment or the end of a substitution."""
+    calls = re.findall(rf"(?:^|\$\(|[|;] |\b(?:if|do|then) |kubectl ){program} ([a-z-][^|;#)]*)", line)
+    return [shlex.split(re.sub(r"<\w+>|\[[^]]*\]", "x", call)) for call in calls]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_call_of_the_command_line_is_one_that_it_takes(page: Path) -> None:
+    for line in shell_lines(page):
+        for name, *arguments in words_after(line.strip(), "gpubatch"):
+            if name.startswith("-"):
+                continue
+            for one in name.split("|"):
+                assert one in gpubatch.commands, f"{line}: no command {one}"
+                command = gpubatch.commands[one]
+                with click.Context(command) as ctx:
+                    command.make_parser(ctx).parse_args(list(arguments))  # raises for an option that there isn't
+
+
+def test_a_call_with_an_option_that_there_is_not_would_be_found() -> None:
+    [[name, *arguments]] = words_after("job=$(gpubatch wait --foo x)", "gpubatch")
+    command = gpubatch.commands[name]
+    with click.Context(command) as ctx, pytest.raises(click.NoSuchOption):
+        command.make_parser(ctx).parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_patch_of_a_job_names_fields_that_there_are(page: Path) -> None:
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for line in shell_lines(page):
+        if patch := re.search(r"kubectl .*patch gbj .*-p '([^']*)'", line):
+            assert unknown_fields(json.loads(patch[1])["spec"], schema, "spec") == [], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_value_that_helm_is_told_to_set_exists(page: Path) -> None:
+    values = yaml.safe_load((ROOT / "charts" / "gpubatch" / "values.yaml").read_text())
+    for line in shell_lines(page):
+        for key in re.findall(r"--set(?:-json|-string)? '?([A-Za-z.]+)=", line) if "helm" in line else []:
+            found: Any = values
+            for part in key.split("."):
+                assert isinstance(found, dict) and part in found, f"{line}: the chart has no value {key}"  # noqa: PT018
+                found = found[part]
+
+
+def test_the_reference_of_the_command_line_is_fresh() -> None:
+    check = subprocess.run([sys.executable, ROOT / "hack" / "clidocs", "--check"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_every_status_of_openais_batches_is_in_the_migration_guide() -> None:
+    table = rows((DOCS / "migration.md").read_text(), "A batch server with OpenAI's API")
+    statuses = {name.split("`")[0] for name in table}
+    known = {"validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"}
+    assert known <= statuses
+    phases = {phase.value for phase in Phase}
+    assert phases - {word for cells in table.values() for word in re.findall(r"`(\w+)`", cells[0])} == set()
+
+
+def test_every_field_of_a_job_in_the_migration_guide_exists() -> None:
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+
+    def names(part: dict[str, Any]) -> set[str]:
+        below = [*part.get("properties", {}).values(), *([part["items"]] if "items" in part else [])]
+        return set(part.get("properties", {})).union(*(names(each) for each in below))
+
+    fields = names(schema["spec"]) | names(schema["status"])
+    text = (DOCS / "migration.md").read_text()
+    for path in re.findall(r"`(?:spec|status)\.([A-Za-z.]+)", text):
+        assert set(path.strip(".").split(".")) <= fields, path
