@@ -14,6 +14,11 @@ from unit.cli.conftest import Run
 from unit.cli.fakeapi import FakeApi, job
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUBATCH_COMPLETION_SECONDS", "60")
+
+
 def test_commands_options_and_names_of_jobs_are_completed_as_kubectl_asks(api: FakeApi) -> None:
     api.jobs(job("nightly", "Running"), job("night-two"), job("embeddings"))
     assert completion.candidates(["wh"]) == (["why\tTell why a job waits, runs or failed."], completion.NO_FILES)
