@@ -112,8 +112,6 @@ async def test_from_a_file_on_a_laptop_to_its_results(
     assert "access denied" in told.err
 
 
-
-
 async def test_logs_come_from_runner_and_engine_of_each_attempt(
     api: Api, add_node: AddNode, run: Run, tmp_path: Path
 ) -> None:
