@@ -20,8 +20,15 @@ from support import s3 as s3_support
 from support.api import Api, eventually, namespace
 from support.process import OperatorProcess
 
-APART = ("test_chaos.py",)
-LONGEST = ("test_chaos.py", "test_operator.py", "test_life.py", "test_availability.py", "test_admission.py")
+APART = ("test_chaos.py", "test_runner_crashes.py")
+LONGEST = (
+    "test_chaos.py",
+    "test_operator.py",
+    "test_life.py",
+    "test_availability.py",
+    "test_admission.py",
+    "test_nodes.py",
+)
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "hack" / "cluster"
 PRIORITY_CLASS = {
