@@ -34,7 +34,8 @@ ENV = {
 
 # The shell is there before anybody can send SIGTERM, and Python is not: the first process of a container ignores
 # signals that it has no handler for, and the pod of a job that ends at once would last for all of its grace period.
-COMMAND = "trap 'kill $!; wait $!; exit 0' TERM; python -m gpubatch_runner.sidecar & wait $!"
+# One signal isn't enough: it is lost on a child that is still a copy of the shell, handlers and all.
+COMMAND = "trap 'while kill $! 2>&-; do sleep 0.1; done; exit 0' TERM; python -m gpubatch_runner.sidecar & wait $!"
 
 
 def pull_secrets(spec: JobSpec, settings: Settings) -> list[JSON]:
