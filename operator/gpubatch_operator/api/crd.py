@@ -57,6 +57,8 @@ COLUMNS = (
     ("Finish", "string", ".status.estimatedCompletionTime", 0),
     ("Node", "string", ".status.nodeName", 0),
     ("Waiting", "string", ".status.pending.reason", 1),
+    ("Start-P90", "string", ".status.estimatedStartTimeP90", 1),
+    ("Finish-P90", "string", ".status.estimatedCompletionTimeP90", 1),
     ("Age", "date", ".metadata.creationTimestamp", 0),
 )
 

@@ -96,7 +96,10 @@ def test_kubectl_get_shows_what_people_ask_for():
     columns = {c["name"]: c for c in VERSION["additionalPrinterColumns"]}
     wanted = ["Phase", "Priority", "Position", "Progress", "Start", "Finish", "Node", "Age"]
     assert [n for n, c in columns.items() if c["priority"] == 0] == wanted
-    assert {columns[n]["type"] for n in ("Start", "Finish")} == {"string"}, "kubectl prints future dates as <invalid>"
+    assert {"Start-P90", "Finish-P90"} <= {n for n, c in columns.items() if c["priority"] == 1}
+    assert {columns[n]["type"] for n in ("Start", "Finish", "Start-P90", "Finish-P90")} == {"string"}, (
+        "kubectl prints future dates as <invalid>"
+    )
     for c in columns.values():
         here: JSON = {"properties": ROOT | {"metadata": {"properties": {"creationTimestamp": {}}}}}
         for step in c["jsonPath"].strip(".").split("."):

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from gpubatch_operator.core.clock import iso, seconds
 from gpubatch_operator.core.estimate import Estimate, Estimator, Feed, Lanes, Task, Work, later
+from gpubatch_operator.core.estimate.arrivals import KEEP, Served, future
 from gpubatch_operator.core.estimate.feed import series
 from gpubatch_operator.core.estimate.history import PRIOR_SECONDS
-from gpubatch_operator.core.estimate.replay import Arrival, in_line, in_order, replay
+from gpubatch_operator.core.estimate.replay import Arrival, in_line, in_order, overtaken, replay
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.phases import Phase
 from unit.operator.build import EPOCH, attempt, gpu_shape, job, node
@@ -160,6 +161,44 @@ def test_who_may_be_overtaken_waits_longer():
     assert low.start - now > 1.4 * (high.start - now)
 
 
+def test_a_burst_of_high_priority_that_waits_foretells_no_other_burst():
+    """It is in the queue, before the job: that it came now says nothing of what is to come."""
+    estimator = Estimator()
+    seen(estimator, *[100.0] * 30, gap=1000.0)
+    for uid, priority in (*((f"high-{i}", 1) for i in range(50)), ("low", -1)):
+        estimator.submitted(task(uid, 0.0, priority))
+    queue = [f"high-{i}" for i in range(50)] + ["low"]
+    got = estimator.waiting(queue, Lanes.alike(1, []), 0.0)["low"]
+    assert got.start == pytest.approx(50 * 100, rel=0.2), "the thirty of priority 0 took a tenth of the time"
+
+
+def test_who_comes_later_comes_at_the_rate_of_those_that_were_served_and_no_further_than_is_known():
+    past = [Served(task(f"p{i}"), 1.0) for i in range(50)]
+    drawn = [list(future(past, 1000.0, 500.0, sample)) for sample in range(64)]
+    assert statistics.mean(map(len, drawn)) == pytest.approx(50, rel=0.1)
+    assert len({len(one) for one in drawn}) > 5, "not as evenly as in a line"
+    for one in drawn:
+        assert all(1000 < at <= 1500 for at, _ in one)
+        assert [at for at, _ in one] == sorted(at for at, _ in one)
+    assert {i for one in drawn for _, i in one} == set(range(50))
+    assert drawn[3] == list(future(past, 1000.0, 500.0, 3)), "without news the same future"
+
+
+def test_a_long_queue_does_not_hide_who_will_overtake():
+    """More jobs wait than the future is drawn from: what counts is who was served."""
+    estimator = Estimator()
+    for i in range(200):
+        uid, at = f"h{i}", i * 200.0
+        estimator.submitted(task(uid, at, priority=1))
+        estimator.started(uid, at)
+        estimator.ended(uid, at + 100)
+    now, queue = 40_000.0, [f"low-{i}" for i in range(KEEP + 1)]
+    for uid in queue:
+        estimator.submitted(task(uid, now))
+    got = estimator.waiting(queue[:100], Lanes.alike(1, []), now)
+    assert got["low-99"].start - now > 1.4 * 99 * 100, "half of the time belongs to those of high priority"
+
+
 def test_the_same_facts_give_the_same_estimates():
     def told() -> Estimate:
         estimator = Estimator()
@@ -226,6 +265,20 @@ def test_job_by_job_and_event_by_event_are_the_same_replay(data):
         assert sorted(one) == pytest.approx(sorted(other))
     if all(lane == 2 for _, lane in free):
         assert one == other == in_line([at for at, _ in free], durations)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_where_each_lane_takes_each_job_the_short_replay_is_the_same(data):
+    times = st.integers(0, 60).map(float)
+    free = data.draw(st.lists(times, min_size=1, max_size=4))
+    jobs = sorted(data.draw(st.lists(st.tuples(st.integers(-1, 1), times), max_size=8)), key=lambda j: -j[0])
+    late = sorted(data.draw(st.lists(st.tuples(times, st.integers(-1, 1), times), max_size=12)))
+    coming = [Arrival(at, (-priority, at, n), 0, took + 0.5) for n, (at, priority, took) in enumerate(late, 1)]
+    ranks = [(-priority, -1.0, n) for n, (priority, _) in enumerate(jobs)]
+    durations = [took + 0.5 for _, took in jobs]
+    one = replay([(at, 0) for at in free], [(0,)], ranks, [0] * len(jobs), durations, iter(coming))
+    assert overtaken(free, [p for p, _ in jobs], durations, iter(coming)) == one
 
 
 def test_who_comes_later_with_a_higher_priority_goes_first():
@@ -315,6 +368,33 @@ def test_the_estimator_as_a_program_answers_each_query_and_knows_a_start_that_ha
     assert first["start_p50"] < first["completion_p50"] <= first["completion_p90"]
     assert 60 < running["completion_p50"] < 160, "about 100 s by its progress"
     assert last["start_p50"] == 90
+
+
+def test_the_oracle_that_measures_the_floor_knows_when_the_node_gets_free(tmp_path):
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "def from_trace(path, key, limit):\n"
+        "    for i, duration in enumerate((90.0, 30.0, 10.0)):\n"
+        "        yield {'job': 'abc'[i], 't': float(i), 'duration': duration, 'told': {'gpus': 1}}\n"
+    )
+    events = [
+        {"t": 0, "event": "nodes", "nodes": 1},
+        {"t": 0, "event": "submitted", "job": "a", "priority": 0},
+        {"t": 0, "event": "started", "job": "a", "node": "n0"},
+        {"t": 1, "event": "submitted", "job": "b", "priority": 0},
+        {"t": 2, "event": "submitted", "job": "c", "priority": 0},
+        {"t": 2, "event": "query", "job": "c"},
+    ]
+    program = Path(__file__).parents[3] / "hack" / "bench" / "estimates-floor"
+    lines = "\n".join(map(json.dumps, events)) + "\n"
+
+    def asked(*options: str) -> dict[str, float]:
+        command = [sys.executable, program, "--judge", judge, *options, "--", "--trace", "any", "--nodes", "1"]
+        return json.loads(subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout)
+
+    assert asked() == {"start_p50": 120, "start_p90": 120, "completion_p50": 130, "completion_p90": 130}
+    unsure = asked("--waiting", "law", "--samples", "200")
+    assert 100 <= unsure["start_p50"] <= 120 < unsure["start_p90"] == 180
 
 
 # --- what the operator tells

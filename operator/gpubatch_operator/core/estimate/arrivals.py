@@ -1,60 +1,91 @@
 """Who will come: jobs of higher priority that aren't submitted yet overtake those that wait.
 
-The future is drawn from the past: each sample replays the submissions of the latest past from another moment on, with
-the priorities and the durations that they had (a circular block bootstrap, Politis and Romano 1992). So rates, bursts
-and the share of each priority are learned at once, and nothing is assumed of their law.
+The future is drawn from the past: anyone of the latest past may come again at any time, at the rate at which jobs of
+higher priority were served (a Poisson process whose marks are bootstrapped). So the rate, the durations and the share
+of each priority are learned at once.
+
+Only what was served counts: of a running job the time that it has had so far, of a waiting one nothing. Who asks, asks
+in a busy time, when more than usual has just come (the inspection paradox), and what was served can't be more than the
+nodes have given. For the same reason the times of the past aren't replayed: the burst at hand would come again.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 
 from gpubatch_operator.core.estimate.task import Task
 
-KEEP = 1024  # submissions that the future is drawn from
+KEEP = 1024  # starts that the future is drawn from
 FEWEST = 5
+DRAWS = 2 * KEEP  # jobs to come in one sample, at most: about as many as the past holds
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """One job of the past."""
+class Served:
+    """A job of the past and the seconds that it ran, or has run so far."""
 
-    at: float
     task: Task
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Run:
+    task: Task
+    started: float
+    ended: float | None = None
 
 
 class Arrivals:
-    """The latest submissions."""
+    """The jobs that started last."""
 
     def __init__(self) -> None:
-        self._past: deque[Submission] = deque(maxlen=KEEP)
+        self._runs: dict[str, _Run] = {}
+        self._since: float | None = None  # what is kept is all that started from then on
 
-    def submitted(self, task: Task) -> Task | None:
-        """A job was submitted; the one that is forgotten for it, if any."""
-        oldest = self._past[0].task if len(self._past) == KEEP else None
-        self._past.append(Submission(task.submitted, task))
-        return oldest
+    def started(self, task: Task, at: float) -> None:
+        """A job begins to run."""
+        self._since = min(task.submitted, at) if self._since is None else self._since
+        self._runs.pop(task.uid, None)
+        self._runs[task.uid] = _Run(task, at)
+        if len(self._runs) > KEEP:
+            self._since = self._runs.pop(next(iter(self._runs))).started
 
-    def above(self, priority: int) -> list[Submission]:
-        """Those of more than this priority, by time."""
-        return sorted((p for p in self._past if p.task.priority > priority), key=lambda p: p.at)
+    def ended(self, uid: str, at: float) -> None:
+        """A job that ran doesn't run any more, for whatever reason."""
+        if run := self._runs.get(uid):
+            run.ended = at
+
+    def above(self, priority: int, now: float) -> list[Served]:
+        """Those of more than this priority, in the order of their starts."""
+        return [
+            Served(run.task, max((now if run.ended is None else run.ended) - run.started, 1.0))
+            for run in self._runs.values()
+            if run.task.priority > priority
+        ]
 
     def span(self, now: float) -> float:
-        """Seconds that the kept submissions cover; 0 while they are too few to foretell anything."""
-        return now - min(p.at for p in self._past) if len(self._past) >= FEWEST else 0.0
+        """Seconds that the kept starts cover; 0 while they are too few to foretell anything."""
+        return now - self._since if self._since is not None and len(self._runs) >= FEWEST else 0.0
 
 
-def future(past: Sequence[Submission], now: float, span: float, share: float) -> Iterator[tuple[float, int]]:
-    """(time, index into `past`) of what comes, if the future is as the past was from `share` (0 to 1) of its span on.
+@lru_cache(maxsize=64)
+def _draws(sample: int) -> tuple[list[float], list[float]]:
+    """When, in mean gaps from now, and who (0 to 1): the same for ever, so that no estimate moves without news."""
+    rng = np.random.default_rng([7, sample])
+    return np.cumsum(rng.exponential(size=DRAWS)).tolist(), rng.random(DRAWS).tolist()
+
+
+def future(past: Sequence[Served], now: float, span: float, sample: int) -> Iterator[tuple[float, int]]:
+    """(time, index into `past`) of what comes, if those of `past` came in `span` seconds: one sample of it.
 
     Ends `span` from now: further than the past reaches nothing is known of the future.
     """
-    offset = now - span + share * span
-    first = bisect.bisect_left(past, offset, key=lambda p: p.at)
-    for i in range(first, len(past)):
-        yield past[i].at + now - offset, i
-    for i in range(first):
-        yield past[i].at + now - offset + span, i
+    gap = span / len(past)
+    for when, who in zip(*_draws(sample), strict=True):
+        if when > len(past):
+            return
+        yield now + when * gap, int(who * len(past))

@@ -14,12 +14,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpubatch_operator.core.estimate.arrivals import Arrivals, Submission, future
+from gpubatch_operator.core.estimate.arrivals import Arrivals, Served, future
 from gpubatch_operator.core.estimate.calibrate import Calibration
 from gpubatch_operator.core.estimate.durations import Durations
 from gpubatch_operator.core.estimate.grid import Array, quantiles
 from gpubatch_operator.core.estimate.lanes import Lanes
-from gpubatch_operator.core.estimate.replay import Arrival, in_line, in_order, replay
+from gpubatch_operator.core.estimate.replay import Arrival, in_line, in_order, overtaken, replay
 from gpubatch_operator.core.estimate.task import Estimate, Task, Verdict
 
 WORK = 16_000  # jobs times samples that one replay may cost
@@ -30,9 +30,11 @@ WORTH = 60.0  # seconds: waits and lives shorter than this aren't what the bound
 CALM = (0.25, 0.75)
 """What was said last stands while it lies between these quantiles of what is known now: no news, no move."""
 
-TRUST = 0.5
+TRUST = 0.75
 """How far the future that was drawn moves a start away from that of the queue as it is. Who comes later is foretold
-badly, and the mean of two forecasts errs less than either (Bates and Granger 1969)."""
+badly, and the mean of two forecasts errs less than either (Bates and Granger 1969). A weight that is learned from the
+errors so far, by priority, errs more than this one: what is overtaken shares its fate with all of a busy period, so
+there is little to learn from."""
 
 RAW = np.array([0.1, 0.5, 0.9])
 
@@ -78,7 +80,6 @@ class Estimator:
     def __init__(self) -> None:
         self._durations, self._arrivals, self._calibration = Durations(), Arrivals(), Calibration()
         self._jobs: dict[str, _Job] = {}
-        self._lasted: dict[str, float] = {}  # finished jobs of the kept past
         self._bounds: list[tuple[float, int, _Promise]] = []  # promises by the time at which they are broken
         self._promises = 0
         self._verdicts: list[Verdict] = []
@@ -101,8 +102,6 @@ class Estimator:
     def submitted(self, task: Task) -> None:
         """A job joins the queue, at `task.submitted`."""
         self._jobs[task.uid] = _Job(task)
-        if forgotten := self._arrivals.submitted(task):
-            self._lasted.pop(forgotten.uid, None)
         self._durations.submitted(task, task.submitted)
 
     def started(self, uid: str, at: float, speeds: tuple[Hashable, ...] | None = None) -> None:
@@ -111,6 +110,7 @@ class Estimator:
         job.started = at
         task = job.task if speeds is None else job.task.at_speed(speeds)
         self._durations.started(task, at)
+        self._arrivals.started(job.task, at)
         if job.start:
             self._judge(job.start, at)
             job.start = None
@@ -123,8 +123,7 @@ class Estimator:
         """A job ends, or leaves the queue. One that didn't succeed teaches only that it hadn't ended before."""
         job = self._jobs.pop(uid)
         self._durations.ended(uid, at, succeeded, output_tokens)
-        if job.started is not None:
-            self._lasted[uid] = max(at - job.started, 1.0)
+        self._arrivals.ended(uid, at)
         for promise in [*([job.start] if job.start else []), *job.completions]:
             if succeeded:
                 self._judge(promise, at)
@@ -134,6 +133,7 @@ class Estimator:
         """A running job lost its slot and waits again, with all of its work to do."""
         job = self._jobs[uid]
         self._durations.ended(uid, at, succeeded=False)
+        self._arrivals.ended(uid, at)
         self._durations.submitted(job.task, at)
         for promise in job.completions:
             promise.known = True
@@ -184,7 +184,7 @@ class Estimator:
         tasks = [self._jobs[uid].task for uid in queue]
         samples = _samples(len(queue))
         durations = self._durations.samples(tasks, _levels(queue, samples), now)
-        past = self._arrivals.above(min(t.priority for t in tasks))
+        past = self._arrivals.above(min(t.priority for t in tasks), now)
         starts = np.maximum(self._starts(tasks, durations, lanes, now, past), now)
         wanted = range(len(queue)) if only is None else [len(queue) - 1]
         fitting = [i for i in wanted if np.isfinite(starts[i, 0])]
@@ -237,7 +237,7 @@ class Estimator:
         return Estimate(p50, max(starting.bound, p50), done, max(ending.bound, done))
 
     def _starts(
-        self, tasks: Sequence[Task], durations: Array, lanes: Lanes, now: float, past: Sequence[Submission]
+        self, tasks: Sequence[Task], durations: Array, lanes: Lanes, now: float, past: Sequence[Served]
     ) -> Array:
         """Sampled starts: a row for each task."""
         samples = durations.shape[1]
@@ -252,16 +252,17 @@ class Estimator:
         alone = self._undisturbed(free, kinds, durations, lanes)
         if not past or span <= 0 or not lanes.classes:
             return alone
-        totals = self._totals(past, samples, now)
-        ranks = [(-t.priority, 0.0, i) for i, t in enumerate(tasks)]
-        shares = _levels(["future"], samples)[0]
+        ranks, priorities = [(-t.priority, 0.0, i) for i, t in enumerate(tasks)], [t.priority for t in tasks]
         later = [lanes.kinds.get(p.task.shape, 0) for p in past]
         rows = []
         for m in range(samples):
             coming = (
-                Arrival(at, (-past[i].task.priority, at, i), later[i], totals[i, m])
-                for at, i in future(past, now, span, shares[m])
+                Arrival(at, (-past[i].task.priority, at, i), later[i], past[i].seconds)
+                for at, i in future(past, now, span, m)
             )
+            if lanes.uniform:
+                rows.append(overtaken(free[:, m].tolist(), priorities, durations[:, m].tolist(), coming))
+                continue
             lane = list(zip(free[:, m].tolist(), lanes.classes, strict=True))
             rows.append(replay(lane, lanes.fits, ranks, kinds, durations[:, m].tolist(), coming))
         fits = np.isfinite(alone)
@@ -279,24 +280,6 @@ class Estimator:
                 for m, column in enumerate(columns)
             ]
         return np.array(rows).T
-
-    def _totals(self, past: Sequence[Submission], samples: int, now: float) -> Array:
-        """How long the jobs of the past took, or will take."""
-        out = np.empty((len(past), samples))
-        unknown = []
-        for i, p in enumerate(past):
-            uid = p.task.uid
-            if (lasted := self._lasted.get(uid)) is not None:
-                out[i] = lasted
-            elif (job := self._jobs.get(uid)) and job.started is not None:
-                law = self._durations.law_running(uid, now)
-                out[i] = quantiles(law, _levels([uid], samples)[0], now - job.started)
-            else:
-                unknown.append(i)
-        if unknown:
-            tasks = [past[i].task for i in unknown]
-            out[unknown] = self._durations.samples(tasks, _levels([t.uid for t in tasks], samples), now)
-        return out
 
     # --- promises
 

@@ -30,6 +30,28 @@ def in_line(free: list[float], durations: Iterable[float]) -> list[float]:
     return [heapq.heapreplace(free, free[0] + d) for d in durations]
 
 
+def overtaken(
+    free: list[float], priorities: Sequence[int], durations: Sequence[float], arrivals: Iterator[Arrival]
+) -> list[float]:
+    """Starts of jobs that fit every lane while others come: as `replay`, without its choice. `free` is used up."""
+    heapq.heapify(free)
+    starts: list[float] = []
+    ahead: list[tuple[Rank, float]] = []
+    coming = next(arrivals, None)
+    for priority, duration in zip(priorities, durations, strict=True):
+        while True:
+            at = free[0]
+            while coming is not None and coming.at <= at:
+                heapq.heappush(ahead, (coming.rank, coming.duration))
+                coming = next(arrivals, None)
+            if not ahead or ahead[0][0][0] >= -priority:
+                break
+            heapq.heapreplace(free, at + heapq.heappop(ahead)[1])
+        starts.append(at)
+        heapq.heapreplace(free, at + duration)
+    return starts
+
+
 def in_order(
     free: Sequence[tuple[float, int]],
     fits: Sequence[Sequence[int]],
