@@ -81,6 +81,11 @@ class Settings(BaseModel):
         description="Whether templates (and the engine's volumes) may ask for the node itself: hostPath, host "
         "namespaces and ports, privileged containers, added capabilities.",
     )
+    progress_sidecar: bool = Field(
+        default=True,
+        description="Whether template pods get the sidecar that shows how far they are; without it they start and end "
+        "some seconds sooner.",
+    )
     slots_per_node: int = Field(default=1, ge=1, le=64, description="Jobs at a time on a node.")
     image_pull_seconds: float = Field(
         default=300, ge=1, description="A job whose image can't be pulled for so long fails, so that it frees its slot."

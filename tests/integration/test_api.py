@@ -112,6 +112,18 @@ async def test_a_template_can_be_changed_until_the_job_is_admitted(api: Api) -> 
     await api.client.patch(path, container(image="gpubatch.dev/other") | {"metadata": {"labels": {"a": "b"}}})
 
 
+async def test_a_template_cannot_be_changed_while_the_job_waits_for_another_attempt(api: Api) -> None:
+    await api.create(template_job("job"))
+    path = f"{api.jobs_path}/job"
+    edit = {"spec": {"template": {"spec": {"hostNetwork": True}}}}
+    await api.client.patch(f"{path}/status", {"status": {"phase": "Queued", "lostAttempts": 1}})
+    with pytest.raises(ApiError, match=r"spec.template can't be changed once the job has been admitted"):
+        await api.client.patch(path, edit)
+    await api.client.patch(path, {"spec": {"nodeSelector": {"gpu": "healthy"}}})
+    await api.client.patch(f"{path}/status", {"status": {"phase": "Failed"}})
+    await api.client.patch(path, edit | {"spec": edit["spec"] | {"runId": "again"}})
+
+
 async def test_defaults_are_filled_in(api: Api) -> None:
     job = await api.create(inference_job("job"))
     assert job["spec"]["priority"] == 0

@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("folder", ["examples", "hack/demo_lib/overlay", "examples/templates", "examples/presigned"])
+@pytest.mark.parametrize(
+    "folder", ["examples", "hack/demo_lib/overlay", "examples/templates", "examples/presigned", "examples/scoring"]
+)
 def test_examples_are_valid(kubeconfig: Path, folder: str) -> None:
     kubectl = subprocess.check_output([ROOT / "hack" / "cluster", "tool", "kubectl"], text=True).strip()
     manifest = subprocess.check_output([kubectl, "kustomize", ROOT / folder], text=True)

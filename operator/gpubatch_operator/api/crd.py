@@ -43,6 +43,7 @@ CANT_CHANGE = "can't be changed once the job has been admitted, unless a new run
 PHASE = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase"
 ADMITTED = f"{PHASE} in ['Starting', 'Running', 'Succeeded', 'Failed', 'Cancelled']"
 RUNS = f"{PHASE} in ['Starting', 'Running']"
+TRIED = "has(oldSelf.status) && (has(oldSelf.status.lostAttempts) || has(oldSelf.status.failedAttempts))"
 NEW_RUN = "has(self.spec.runId) && (!has(oldSelf.spec.runId) || self.spec.runId != oldSelf.spec.runId)"
 RUN_AGAIN = f"{PHASE} in ['Succeeded', 'Failed', 'Cancelled'] && {NEW_RUN}"
 CANCELLED = "has({0}.spec.cancel) && {0}.spec.cancel"
@@ -130,6 +131,11 @@ def crd() -> dict[str, Any]:
             f"({' && '.join(map(_unchanged, FROZEN_ONCE_ADMITTED))})",
             f"spec.{' spec.'.join(FROZEN_ONCE_ADMITTED)} {CANT_CHANGE}",
             f'({" + ".join(map(_named_if_changed, FROZEN_ONCE_ADMITTED))} + "{CANT_CHANGE}")',
+        ),
+        # Where it is placed may change for the next attempt; what runs, and what its checkpoints are of, may not.
+        rule(
+            f"{STATUS_WRITE} || !({TRIED}) || ({RUN_AGAIN}) || {_unchanged('template')}",
+            f"spec.template {CANT_CHANGE}",
         ),
         rule(
             f"{STATUS_WRITE} || ({RUN_AGAIN}) || {_unchanged('inference')}",

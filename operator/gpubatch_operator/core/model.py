@@ -224,6 +224,7 @@ class Pod:
     ended_at: float | None = None  # when the main container ended
     deleted_at: float | None = None  # when somebody asked for its deletion
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
+    reports: bool = True  # something in it can be asked for its progress
     last_report: ProgressReport | None = None  # the last words of a template pod's sidecar
 
     @property

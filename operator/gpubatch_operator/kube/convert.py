@@ -245,6 +245,7 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         engine_restarts=engine.get("restartCount", 0),
         engine_down=bool(engine) and "running" not in engine_state,
         engine_end=_end(engine_state.get("terminated") or (engine.get("lastState") or {}).get("terminated")),
+        reports=not _is_template(spec) or SIDECAR in _sidecars(spec),
         last_report=_report(((sidecar.get("state") or {}).get("terminated") or {}).get("message")),
     )
 
@@ -267,7 +268,8 @@ def _sidecars(spec: JSON) -> set[str]:
 
 
 def _is_template(spec: JSON) -> bool:
-    return any(c["name"] == SIDECAR for c in spec.get("initContainers") or [])
+    """A template's containers run once; the kubelet starts a runner again."""
+    return spec.get("restartPolicy") == "Never"
 
 
 def _first_init(statuses: JSON, spec: JSON) -> JSON:

@@ -27,7 +27,7 @@ async def poll(store: Store, interval: float, unresponsive_seconds: float) -> No
     connector = aiohttp.TCPConnector(limit=64, force_close=False)
     async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
         while True:
-            pods = [p for p in store.pods.values() if p.kind == "run" and p.ip and not p.finished]
+            pods = [p for p in store.pods.values() if p.kind == "run" and p.ip and p.reports and not p.finished]
             answers = await asyncio.gather(*(_ask(session, store, p) for p in pods))
             answered = {p.uid: answer for p, answer in zip(pods, answers, strict=True) if p.started}
             for uid, since in silence.after(answered, time.time()):

@@ -50,7 +50,7 @@ def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace
     Args:
         template: `spec.template.spec` of the job.
         spec: The job's spec.
-        settings: For the sidecar's image.
+        settings: Whether there is a sidecar, and its image.
         user: Uid of the sidecar, where the template names none.
         grace_seconds: Between SIGTERM and SIGKILL, where the template says nothing.
     """
@@ -67,8 +67,11 @@ def pod_spec(template: JSON, spec: JobSpec, settings: Settings, user: int, grace
     own = [*(body.get("initContainers") or []), *body["containers"]]
     for container in own:
         container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-        _tell_where(container)
     _give_gpus(body["containers"][0], {spec.gpu_resource: spec.gpus})
+    if not settings.progress_sidecar:
+        return body
+    for container in own:
+        _tell_where(container)
     body["initContainers"] = [_sidecar(body, settings, user), *(body.get("initContainers") or [])]
     token = {"path": "token", "fieldRef": {"fieldPath": "metadata.uid"}}
     body["volumes"] = [

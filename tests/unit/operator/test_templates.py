@@ -50,6 +50,19 @@ def env_of(container: JSON) -> dict[str, str]:
 # --- what is added
 
 
+def test_the_sidecar_can_be_left_away_and_nobody_is_asked_for_progress_then():
+    raw = raw_job(spec=template_spec())
+    pod = runner_pod(raw, spec_of(raw), attempt(1, pod_name="job-1-abc"), Settings(progress_sidecar=False))
+    pod["metadata"] |= {"uid": "pod-1", "creationTimestamp": "2027-01-15T08:00:00Z", "resourceVersion": "9"}
+    assert "initContainers" not in pod["spec"]
+    assert "volumes" not in pod["spec"]
+    [container] = pod["spec"]["containers"]
+    assert "env" not in container
+    assert container["resources"]["limits"] == {GPU: 1}
+    assert not seen(pod).reports
+    assert seen(made()).reports
+
+
 def test_each_container_is_told_where_to_write_and_push_its_progress():
     pod = made(
         {"initContainers": [{"name": "fetch", "image": "i"}], "containers": [{"name": "train"}, {"name": "log"}]}
