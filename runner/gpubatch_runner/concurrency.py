@@ -5,7 +5,8 @@ Pure: what is known of the engine comes in by `observe`, the number comes out as
 An engine that tells how many requests run and wait (vLLM) is kept with a short queue of its own that is never empty:
 as long as it was empty at a look within the last two seconds, the number grows, and by half; while more wait than half
 of those that run, it shrinks to what is needed. A growth that made neither more requests run nor more be answered is
-taken back: something else is the bottleneck, or there is none.
+taken back: something else is the bottleneck, or there is none. An engine that runs at once all that it is sent, look
+after look, gets twice as many each time: a big GPU must not wait for ten seconds until it has enough.
 
 Of an engine that tells nothing only the answers can be counted: the number doubles while that brings a tenth more.
 """
@@ -23,6 +24,9 @@ START_BLIND = 16
 MOST = 4096
 LOOKS = 4
 """Looks that a decision is based on."""
+
+ALL = 0.9
+"""The share of what is in flight at which an engine runs all of it: some requests are just coming or going."""
 
 SHORT = 16
 """A queue of so many is short, whatever runs."""
@@ -146,6 +150,9 @@ class Adaptive:
             self._looks.clear()  # there is not enough to send: nothing can be learned
             return
         self._looks.append((load, answered, now))
+        if self._runs_all() and now >= self._hold_until and self.limit < self._most:
+            self._grow(self.limit, load.running, _rate(self._looks[0], self._looks[-1]))
+            return
         if len(self._looks) < LOOKS:
             return
         waiting = min(look.waiting for look, _, _ in self._looks)
@@ -157,9 +164,17 @@ class Adaptive:
             self._set(self._trial.limit, now)
             self._hold = min(2 * self._hold, MAX_HOLD_SECONDS)
         elif waiting == 0 and now >= self._hold_until and self.limit < self._most:
-            self._trial = _Trial(self.limit, running, rate)
-            self.limit = min(self._most, self.limit + max(self.limit // 2, 8))
-            self._looks.clear()
+            self._grow(max(self.limit // 2, 8), running, rate)
+
+    def _runs_all(self) -> bool:
+        """Whether the last two looks found all that is in flight running, and nothing waiting."""
+        last = [load for load, _, _ in self._looks][-2:]
+        return len(last) == 2 and all(load.waiting == 0 and load.running >= ALL * self.limit for load in last)
+
+    def _grow(self, by: int, running: float, rate: float) -> None:
+        self._trial = _Trial(self.limit, running, rate)
+        self.limit = min(self._most, self.limit + by)
+        self._looks.clear()
 
     def _shrink(self, waiting: float, running: float) -> None:
         wanted = max(SHORT / 2, running / 4)

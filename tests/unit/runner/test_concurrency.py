@@ -38,6 +38,19 @@ def test_an_engine_that_tells_its_load_has_a_short_queue_that_is_never_empty(pla
     assert len(set(engine.limits[-40:])) == 1, "and it comes to rest"
 
 
+def test_an_engine_that_runs_all_that_it_is_sent_has_enough_within_three_seconds() -> None:
+    engine = Simulated(1024, seconds=5.0)
+    engine.live(3)
+    assert engine.control.limit >= 1024
+
+
+def test_one_that_is_slow_to_take_requests_in_is_not_flooded() -> None:
+    control = Adaptive()
+    for look in range(8):  # its front-end hands over fifty a second
+        control.observe(Load(25 * look, 0), 0, True, look / 2)
+    assert control.limit <= 1.5**2 * START, "by half, every two seconds"
+
+
 @pytest.mark.parametrize("places", [1, 8, 100, 500])
 def test_an_engine_that_tells_nothing_is_kept_busy_by_counting_its_answers(places: int) -> None:
     engine = Simulated(places, seconds=0.5, tells=False)
