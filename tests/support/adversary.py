@@ -254,7 +254,8 @@ class Adversary:
         self.listen()
         done, saved = (await self._progress() or {"completed": 0})["completed"], self._saved()
         keeps_volume = blow.kind in (Kind.RUNNER, Kind.ENGINE) or blow.way == WAYS[Kind.POD][0]
-        self.may_repeat += self.at_once + (0 if keeps_volume else max(0, done - saved))
+        if not self._decided():
+            self.may_repeat += self.at_once + (0 if keeps_volume else max(0, done - saved))
         if blow.kind is Kind.NODE:
             await asyncio.to_thread(self.installation.cut_power, self.node, blow.way == WAYS[Kind.NODE][1])
         elif keeps_volume:
@@ -271,6 +272,11 @@ class Adversary:
     async def _processes(self, kind: Kind) -> bool:
         container = None if kind is Kind.POD else kind.value
         return await asyncio.to_thread(Machine(self.node).kill, await self.api.pod_of(self.job), container)
+
+    def _decided(self) -> bool:
+        """Whether the results have a manifest: nothing may be computed again then."""
+        names = self.s3.names()
+        return any(name.startswith(f"{self.job}.out.jsonl.") and name.endswith(".manifest.json") for name in names)
 
     def _saved(self) -> int:
         """Answers in the checkpoint."""
