@@ -56,6 +56,15 @@ async def test_of_two_attempts_that_race_one_publishes_and_both_report_it(job: J
         assert not list(job.claim.glob("*.staged"))
 
 
+async def test_results_that_the_storage_has_lost_are_no_success(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(ClaimStore, "move", lost)
+    with pytest.raises(OutputNotWritable, match=r"-a1\.staged, which was to be moved there, is gone"):
+        await conclude(job, 1)
+
+
 class CrashError(Exception):
     """The attempt's process ends here."""
 
