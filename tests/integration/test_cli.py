@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.api import Api, eventually, template_job
+from support.api import JSON, Api, eventually, template_job
 from support.commandline import CommandLine, Told, install
 from support.containerlogs import serving
 from support.process import OperatorProcess
@@ -81,7 +81,7 @@ async def test_from_a_file_on_a_laptop_to_its_results(
     assert name.startswith("chats-")
     assert s3.names() == ["out.jsonl.input.jsonl"]  # by the keys of the Secret: the environment had none
     assert (s3.root / "batches" / "out.jsonl.input.jsonl").read_bytes() == lines(20)
-    assert f"{name} (namespace {api.namespace}): Validating" in told.out
+    assert f"{name} (namespace {api.namespace}): " in told.out  # where it stands: how far that is, is the operator's
     job = await api.job(name)
     assert {entry["manager"] for entry in job["metadata"]["managedFields"]} == {
         "gpubatch-cli",
@@ -160,7 +160,7 @@ async def test_manifests_are_applied_server_side_and_never_taken_from_another_to
     told = await run("submit", str(file))
     assert told.code == 0, told.err
     assert "gpubatchjob.gpubatch.dev/a created" in told.out
-    assert "position" in told.out
+    assert f"b (namespace {api.namespace}): " in told.out
     generation = (await api.job("a"))["metadata"]["generation"]
     assert "gpubatchjob.gpubatch.dev/a configured" in (await run("submit", str(file))).out
     assert (await api.job("a"))["metadata"]["generation"] == generation
@@ -238,6 +238,32 @@ async def test_logs_come_from_runner_and_engine_of_each_attempt(
     told = await run("logs", "job")
     assert told.code == 3
     assert "is gone, and its log with it" in told.err
+
+
+async def test_webhooks_that_were_given_up_are_listed_and_sent_again(api: Api, run: Run) -> None:
+    hook = {"url": "http://127.0.0.1:1/hook", "events": ["cancelled"]}  # an address that no webhook may go to
+    await api.create(template_job("job", **NOWHERE, webhooks=[hook]))
+    await api.positions("job")
+    assert (await run("cancel", "job")).code == 0
+
+    async def given_up() -> list[JSON]:
+        told = await run("deliveries", "--dead", "-o", "json")
+        found: list[JSON] = json.loads(told.out)["deliveries"]
+        return found
+
+    [dead] = await eventually("the delivery to be given up", given_up)
+    assert (dead["job"], dead["event"], dead["webhook"]) == ("job", "cancelled", hook["url"])
+    assert "127.0.0.1" in dead["lastError"]
+    assert dead["id"] in (await run("deliveries", "job")).out
+    assert "webhooks: 1 given up" in (await run("why", "job")).out
+    assert (await run("redeliver", "job")).out == "job: sending 1 again\n"
+
+    async def heeded() -> bool:
+        return "redelivered" in (await api.job("job"))["status"]
+
+    await eventually("the operator to heed it", heeded)
+    [again] = await eventually("the delivery to be given up again", given_up)
+    assert again["id"] == dead["id"]
 
 
 # --- who may, and what is there

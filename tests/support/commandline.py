@@ -45,7 +45,7 @@ class CommandLine:
             "PYTHONPATH": str(self.folder),
             "HOME": str(self.folder),
             "KUBECONFIG": str(self.kubeconfig),
-            "GPUBATCH_COMPLETION_SECONDS": "60",
+            "GPUBATCH_COMPLETION_SECONDS": "600",
             **more,
         }
 
@@ -81,7 +81,7 @@ class CommandLine:
             env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        shown, end, asked = b"", time.monotonic() + 60, False
+        shown, end, asked = b"", time.monotonic() + 600, False
         try:
             while True:
                 try:
@@ -94,7 +94,7 @@ class CommandLine:
                 if not asked and (until.encode() in shown or time.monotonic() > end):
                     asked = True
                     process.send_signal(signal.SIGINT)
-            return process.wait(60), shown.decode(errors="replace")
+            return process.wait(600), shown.decode(errors="replace")
         finally:
             process.kill()
             process.wait()

@@ -16,7 +16,7 @@ from unit.cli.fakeapi import FakeApi, job
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPUBATCH_COMPLETION_SECONDS", "60")
+    monkeypatch.setenv("GPUBATCH_COMPLETION_SECONDS", "600")
 
 
 def test_commands_options_and_names_of_jobs_are_completed_as_kubectl_asks(api: FakeApi) -> None:
