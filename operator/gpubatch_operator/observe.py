@@ -18,7 +18,7 @@ from gpubatch_runner import contract
 
 JSON = dict[str, Any]
 MAX_NAMESPACES = 100
-MAX_SHAPES = 16  # of waiting jobs, that idle GPUs are compared with
+LOOKED_AT = 200  # jobs at the head of the queue that idle GPUs are compared with
 OTHER = "_other"
 REASONS = frozenset({*map(str, Reason), *map(str, contract.Reason)})
 
@@ -65,7 +65,7 @@ def read_from(store: Store) -> None:
 
 
 class Observer:
-    """Of one reconciler. Its clock is monotonic; each method costs O(1), `planned` what the plan itself costs."""
+    """Of one reconciler. Its clock is monotonic; each method costs O(1), `planned` O(slots)."""
 
     def __init__(self) -> None:
         self._freed: dict[tuple[str, int], float] = {}  # slots that were given up while jobs waited, and when
@@ -117,25 +117,20 @@ def _finished(phase: Phase, status: JSON) -> None:
 
 
 def _idle_gpus(snapshot: Snapshot, plan: Plan) -> int:
-    """GPUs that nobody holds of nodes that a waiting job could use, though it may not be its turn."""
-    shapes = []
-    for job in plan.queue:
-        if job.phase is Phase.QUEUED and job.shape not in shapes:
-            shapes.append(job.shape)
-            if len(shapes) == MAX_SHAPES:
-                break
+    """GPUs that nobody holds of nodes that one of the next jobs could use, though it may not be its turn."""
+    shapes = {job.shape for job in plan.queue[:LOOKED_AT] if job.phase is Phase.QUEUED}
     if not shapes:
         return 0
-    resources = {s.resource for s in shapes}
-    held: Counter[tuple[str, str]] = Counter()
+    held: dict[tuple[str, str], int] = {}
     for o in snapshot.occupied:
-        held[o.node, o.resource] += o.gpus
+        held[o.node, o.resource] = held.get((o.node, o.resource), 0) + o.gpus
     for a in plan.admissions:
-        held[a.node, a.job.shape.resource] += a.job.shape.gpus
+        key = a.node, a.job.shape.resource
+        held[key] = held.get(key, 0) + a.job.shape.gpus
     idle = 0
-    for node in snapshot.nodes:
-        for resource in resources & node.capacity.keys():
-            free = node.capacity[resource] - held[node.name, resource]
+    for resource in {s.resource for s in shapes}:
+        for node in snapshot.nodes:
+            free = node.capacity.get(resource, 0) - held.get((node.name, resource), 0)
             if free > 0 and any(s.resource == resource and misfit(s, node) is None for s in shapes):
                 idle += free
     return idle

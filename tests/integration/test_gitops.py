@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from support import gitops
 from support.api import Api, eventually, inference_job, template_job
@@ -28,6 +31,9 @@ SPEC = {
     "webhooks": [{"url": "https://example.com/hook"}],
     "ttlSecondsAfterFinished": 1,
 }
+
+
+ENGINE = "- {op: add, path: /spec/inference/engine, value: {image: 'vllm/vllm-openai:v1'}}"
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +181,43 @@ async def test_two_tools_that_commit_different_fields_of_a_job_dont_fight(
     gitops.write_kustomization(repository.folder, [template_job("job", nodeSelector={"no": "node"}, priority=1)])
     with pytest.raises(AssertionError, match="conflict"):
         repository.apply()
+
+
+# --- the examples
+
+
+def test_the_examples_job_is_valid_and_names_that_kustomize_changes_reach_it(
+    api: Api, kubeconfig: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(gitops.EXAMPLES, tmp_path / "gitops")
+    overlay = {
+        "resources": ["../team"],
+        "namespace": api.namespace,
+        "namePrefix": "my-",
+        "secretGenerator": [{"name": "s3-credentials", "literals": ["AWS_ACCESS_KEY_ID=a"]}],
+        "patches": [{"target": {"kind": "GPUBatchJob"}, "patch": ENGINE}],
+        "images": [{"name": "vllm/vllm-openai", "newTag": "mine"}],
+    }
+    repository = Repository(kubeconfig, tmp_path / "gitops" / "mine", api.namespace)
+    repository.folder.mkdir()
+    (repository.folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    objects = {o["kind"]: o for o in yaml.safe_load_all(repository.render())}
+    work = objects["GPUBatchJob"]["spec"]["inference"]
+    assert work["storage"]["secretName"] == objects["Secret"]["metadata"]["name"] != "s3-credentials"
+    assert work["engine"]["image"] == "vllm/vllm-openai:mine"
+    repository.apply()
+
+
+def test_argo_cd_gets_the_script_that_is_tested() -> None:
+    text = subprocess.check_output([gitops.tool("kubectl"), "kustomize", gitops.EXAMPLES / "argocd"], text=True)
+    [settings] = [o for o in yaml.safe_load_all(text) if o["kind"] == "ConfigMap"]
+    assert settings["metadata"]["name"] == "argocd-cm"
+    assert settings["data"] == {"resource.customizations.health.gpubatch.dev_GPUBatchJob": gitops.HEALTH.read_text()}
+
+
+def test_flux_applies_the_folder_that_the_example_has() -> None:
+    text = subprocess.check_output([gitops.tool("kubectl"), "kustomize", gitops.EXAMPLES / "flux"], text=True)
+    objects = {o["kind"]: o for o in yaml.safe_load_all(text)}
+    source = objects["Kustomization"]["spec"]["sourceRef"]
+    assert (source["kind"], source["name"]) == ("GitRepository", objects["GitRepository"]["metadata"]["name"])
+    assert (gitops.EXAMPLES / objects["Kustomization"]["spec"]["path"] / "kustomization.yaml").exists()

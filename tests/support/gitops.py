@@ -14,7 +14,8 @@ import yaml
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
-HEALTH = ROOT / "examples" / "gitops" / "argocd" / "health.lua"
+EXAMPLES = ROOT / "examples" / "gitops"
+HEALTH = EXAMPLES / "argocd" / "health.lua"
 CLUSTER = ROOT / "hack" / "cluster"
 MANAGER = "argocd-controller"
 
