@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpubatch_operator import metrics
+from gpubatch_operator import logs, metrics
 from gpubatch_operator.api.webhooks import Webhook, receivers
 from gpubatch_operator.core import deliveries
 from gpubatch_operator.core.clock import seconds
@@ -136,6 +136,8 @@ class Notifier:
             self._busy.discard((uid, key))
             self._look(uid, time.time())
             return well
+        if job := self._store.jobs.get(uid):
+            logs.about(job)
         event = next(e for e in status["webhookEvents"] if e["sequence"] == delivery["sequence"])
         start = time.monotonic()
         tried = await self._sender.attempt(raw["metadata"], hook, delivery, event, well)
@@ -153,6 +155,8 @@ class Notifier:
 
         A write that fails is repeated, and not the delivery.
         """
+        if job := self._store.jobs.get(uid):
+            logs.about(job)
         for failures in itertools.count():
             try:
                 while outcomes := list(self._unrecorded[uid]):
@@ -187,9 +191,8 @@ class Notifier:
         return True
 
     def _tell(self, job: Job, delivery: JSON, now: float) -> None:
-        extra = {"job": f"{job.namespace}/{job.name}", "uid": job.uid}
         what = f"webhook {delivery['webhook']} ({delivery['event']}), attempt {delivery['attempts']}"
-        log.info("%s: %s %s", what, delivery["state"], delivery.get("lastError", ""), extra=extra)
+        log.info("%s: %s %s", what, delivery["state"], delivery.get("lastError", ""))
         if delivery["state"] == deliveries.DELIVERED:
             metrics.DELIVERY_DELAY.observe(max(0.0, now - seconds(delivery["time"])))
         if delivery["state"] == deliveries.DEAD:
