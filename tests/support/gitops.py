@@ -61,9 +61,16 @@ class Repository:
         self._kubectl("apply", "--server-side", f"--field-manager={MANAGER}", "-f", "-")
 
     def diff(self) -> str:
-        """What an apply would change; empty if nothing."""
-        done = self._run("diff", "--server-side", f"--field-manager={MANAGER}", "-f", "-")
-        assert done.returncode in (0, 1), done.stderr
+        """What an apply would change; empty if nothing.
+
+        kubectl reads each object twice. What the operator writes to status in between isn't there the next time; what
+        drifts is.
+        """
+        for _ in range(5):
+            done = self._run("diff", "--server-side", f"--field-manager={MANAGER}", "-f", "-")
+            assert done.returncode in (0, 1), done.stderr
+            if done.returncode == 0:
+                break
         return done.stdout
 
     def prune(self) -> str:
