@@ -37,8 +37,8 @@ class _Receiver:
 class Lanes:
     """Owns the attempts under way."""
 
-    def __init__(self, room: int = ROOM) -> None:
-        self._room = room
+    def __init__(self, room: int = ROOM, remembered: int = REMEMBERED) -> None:
+        self._room, self._remembered = room, remembered
         self._receivers: OrderedDict[str, _Receiver] = OrderedDict()
         self._lines: dict[bool, deque[str]] = {True: deque(), False: deque()}
         self._running = {True: 0, False: 0}
@@ -105,5 +105,5 @@ class Lanes:
             return
         self._receivers.move_to_end(name)
         oldest = next(iter(self._receivers))
-        if len(self._receivers) > REMEMBERED and not (r := self._receivers[oldest]).running and not r.waiting:
+        if len(self._receivers) > self._remembered and not (r := self._receivers[oldest]).running and not r.waiting:
             del self._receivers[oldest]

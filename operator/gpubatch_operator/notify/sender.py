@@ -6,9 +6,11 @@ Each attempt has a connection of its own: one that is kept open was checked for 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 
 import httpx
@@ -36,7 +38,7 @@ class Sender:
         # Apart from the event loop's own threads, which others need: a name server may hang, too.
         self._resolvers = {well: ThreadPoolExecutor(RESOLVERS, "resolve") for well in (True, False)}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=False)
+        self._http = httpx.AsyncClient(verify=_authorities(), limits=limits, follow_redirects=False, trust_env=False)
 
     async def close(self) -> None:
         """No more attempts."""
@@ -121,6 +123,12 @@ class Sender:
             return Tried(False, signed, response.status_code, error, _retry_after(response, time.time()))
         finally:
             await response.aclose()
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Those of the public; reading them takes longer than an attempt."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def _beginning(response: httpx.Response) -> str:
