@@ -58,12 +58,16 @@ class Api:
         Raises:
             CliError: Any status but 2xx, or no answer.
         """
+        return self._answer(method, path, body, kind, query)[1]
+
+    def _answer(self, method: str, path: str, body: JSON | None, kind: str, query: JSON) -> tuple[int, JSON]:
+        """The answer's status, which is 2xx, and its body."""
         with self._troubles():
             response = self._send(method, path, body, kind, query, (CONNECT, READ))
             data = response.data
         if not 200 <= response.status < 300:
             raise self._refusal(response.status, path, data)
-        return _object(data)
+        return int(response.status), _object(data)
 
     @contextmanager
     def stream(self, path: str, read: float | None = None, **query: Any) -> Iterator[Iterator[bytes]]:
@@ -104,10 +108,12 @@ class Api:
             if not token:
                 return items, str(page["metadata"]["resourceVersion"])
 
-    def apply(self, path: str, body: JSON, force: bool = False, dry_run: bool = False) -> JSON:
-        """Server-side apply, as `kubectl apply --server-side` with strict validation."""
+    def apply(self, path: str, body: JSON, force: bool = False, dry_run: bool = False) -> tuple[JSON, bool]:
+        """Server-side apply, as `kubectl apply --server-side` with strict validation; the object, and if it is new."""
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict", "force": "true" if force else "false"}
-        return self.request("PATCH", path, body, APPLY, **query, **({"dryRun": "All"} if dry_run else {}))
+        query |= {"dryRun": "All"} if dry_run else {}
+        status, applied = self._answer("PATCH", path, body, APPLY, query)
+        return applied, status == 201
 
     def patch(self, path: str, body: JSON) -> JSON:
         """Merge a patch into an object."""

@@ -218,9 +218,8 @@ class Submission:
 
     def _apply(self, api: Api, place: str, job: JSON) -> JSON:
         name = job["metadata"]["name"]
-        applied = api.apply(jobs_path(place, name), job, self._wishes.force)
+        applied, created = api.apply(jobs_path(place, name), job, self._wishes.force)
         if not self._form:
-            created = applied["metadata"].get("generation") == 1 and "status" not in applied
             out(f"gpubatchjob.gpubatch.dev/{name} {'created' if created else 'configured'}")
         return applied
 
