@@ -135,7 +135,14 @@ def bare_loop(lab: Lab, nodes: int, jobs: int, seconds: float) -> Iterator[Proce
 @contextmanager
 def operator(lab: Lab, log: str = "operator") -> Iterator[Process]:
     """The operator as it is shipped, without the ports of its probes, metrics and webhook."""
-    settings = {"METRICS_PORT": "0", "HEALTH_PORT": "0", "ADMISSION_PORT": "0", **UNLIMITED}
+    settings = {
+        "METRICS_PORT": "0",
+        "HEALTH_PORT": "0",
+        "ADMISSION_PORT": "0",
+        "HTTP_PORT": "0",
+        "LOOPBACK_PORT": "0",
+        **UNLIMITED,
+    }
     env = {
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runner'}",
         "KUBECONFIG": str(lab.kubeconfig("operator")),

@@ -30,6 +30,7 @@ from gpubatch_operator.leadership import follow_then_lead
 from gpubatch_operator.notify.notifier import Notifier
 from gpubatch_operator.publisher import Publisher
 from gpubatch_operator.reconciler import Reconciler
+from gpubatch_operator.web import serving as web
 
 # Kopf would else ask for the user's name, and the user 65532 of a container has none.
 IDENTITY: Any = "gpubatch-operator"
@@ -79,10 +80,15 @@ async def serve(settings: config.Settings) -> None:
         log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
         synced.set()
         webhook = assemble(client, store, settings, instance, namespace, serving) if settings.admission_port else {}
+        http = {}
+        if settings.http_port or settings.loopback_port:
+            leads, led = (lambda: elector.leads), (lambda: elector.led)
+            place = web.Place(instance, namespace, leads, led, elector.check, why_not_ready)
+            http["http"] = web.serve(store, settings, place)
         followed = {f"watch of {c.path}": watch.follow(client, c, versions[c.path]) for c in watch.followed(store)}
         sync = watch.keep_synced(client, store, settings.resync_seconds)
         of_nodes = {"watch of nodes": see()} if scope.nodes else {}
-        await parts.run({**webhook, **followed, **of_nodes, "sync": sync})
+        await parts.run({**webhook, **http, **followed, **of_nodes, "sync": sync})
 
     def why_not_ready() -> str:
         if not synced.is_set():

@@ -248,6 +248,18 @@ class Settings(BaseModel):
     )
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 serves none.")
+    http_port: int = Field(
+        default=8081,
+        ge=0,
+        le=65535,
+        description="Port of the read-only HTTP endpoints and the page, for callers with a token; 0 serves none.",
+    )
+    loopback_port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        description="The same on the pod's loopback without a token, for kubectl port-forward; 0 serves none.",
+    )
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
 
     @field_validator("namespace_caps", mode="before")

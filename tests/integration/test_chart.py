@@ -129,6 +129,8 @@ def test_the_operator_may_do_what_it_does_and_no_more(helm: str) -> None:
         *(("pods", verb) for verb in ("get", "list", "watch", "create", "delete", "patch")),
         *(("nodes", verb) for verb in ("list", "watch")),
         ("events", "create"),
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
         ("secrets", "get"),
         *(("validatingwebhookconfigurations", verb) for verb in ("get", "patch")),
     }
@@ -138,8 +140,9 @@ def test_of_its_own_objects_it_touches_only_those_with_its_name(helm: str) -> No
     role = only(render(helm, "--set", "settings.instance=ours"), "Role", "-operator")
     assert role["metadata"]["namespace"] == "gpubatch-system"
     assert {r["resources"][0] for r in role["rules"] if "resourceNames" not in r and r["verbs"] != ["create"]} == set()
-    named = {r["resources"][0]: r["resourceNames"] for r in role["rules"] if "resourceNames" in r}
-    assert named == {"leases": ["ours"], "configmaps": ["ours-queue"], "secrets": ["ours-admission"]}
+    named = {(r["resources"][0], *r["resourceNames"]) for r in role["rules"] if "resourceNames" in r}
+    maps = {("configmaps", "ours-queue"), ("configmaps", "ours-totals")}
+    assert named == {("leases", "ours"), ("secrets", "ours-admission"), *maps}
     [cluster] = [r for r in only(render(helm), "ClusterRole", "-operator")["rules"] if "resourceNames" in r]
     assert cluster["resourceNames"] == [only(render(helm), "ValidatingWebhookConfiguration")["metadata"]["name"]]
 
@@ -192,12 +195,24 @@ def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> N
 
 
 def test_ports_that_serve_nothing_disappear(helm: str) -> None:
-    objects = render(helm, "--set", "settings.metricsPort=0,settings.healthPort=0,settings.admissionPort=0")
+    names = ("metricsPort", "healthPort", "admissionPort", "httpPort", "loopbackPort")
+    objects = render(helm, "--set", ",".join(f"settings.{name}=0" for name in names))
     [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert not container.keys() & {"ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"}
     assert not {"Service", "ValidatingWebhookConfiguration"} & {o["kind"] for o in objects}
     rights = [r for o in objects if o["kind"] in ("Role", "ClusterRole") for r in allowed(o)]
-    assert not {"configmaps", "validatingwebhookconfigurations"} & {resource for resource, _ in rights}
+    none = {"configmaps", "validatingwebhookconfigurations", "tokenreviews", "subjectaccessreviews"}
+    assert not none & {resource for resource, _ in rights}
+
+
+def test_the_http_endpoints_have_a_service_and_may_be_shut_off_for_others(helm: str) -> None:
+    objects = render(helm, "--set", "networkPolicy.enabled=true,networkPolicy.httpFrom[0].podSelector.matchLabels.a=b")
+    [port] = next(o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Service", "gpubatch"))["spec"]["ports"]
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"name": port["targetPort"], "containerPort": 8081} in container["ports"]
+    assert 8000 not in {p["containerPort"] for p in container["ports"]}, "the loopback is nobody's but port-forward's"
+    [rule] = [r for r in only(objects, "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "http"}]]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"a": "b"}}}]
 
 
 def test_the_webhook_is_asked_for_new_jobs_and_new_priorities_and_doesnt_stand_in_the_way(helm: str) -> None:

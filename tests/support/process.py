@@ -26,6 +26,8 @@ class OperatorProcess:
             "GPUBATCH_METRICS_PORT": "0",
             "GPUBATCH_HEALTH_PORT": "0",
             "GPUBATCH_ADMISSION_PORT": "0",
+            "GPUBATCH_HTTP_PORT": "0",
+            "GPUBATCH_LOOPBACK_PORT": "0",
             "GPUBATCH_REPLICA": "test",
             "GPUBATCH_LOG_FORMAT": "text",
             "GPUBATCH_PROGRESS_SECONDS": "0.5",

@@ -91,12 +91,17 @@ class Client:
         Raises:
             ApiError: Any status but 2xx; status 0 if the server wasn't reached.
         """
-        headers = await self._headers()
-        if body is not None:
-            headers["Content-Type"] = content_type
         if method != "GET":
             self._before_write()
             API_WRITES.labels(method, _resource(path)).inc()
+        return await self._send(method, path, body, query, content_type)
+
+    async def _send(
+        self, method: str, path: str, body: JSON | None, query: dict[str, Any] | None, content_type: str
+    ) -> JSON:
+        headers = await self._headers()
+        if body is not None:
+            headers["Content-Type"] = content_type
         content = orjson.dumps(body) if body is not None else None
         try:
             async with self._session.request(
@@ -175,6 +180,10 @@ class Client:
     async def patch(self, path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
         """Merge a patch into an object."""
         return await self.request("PATCH", path, body, content_type=kind)
+
+    async def review(self, path: str, body: JSON) -> JSON:
+        """Ask by creating an object that is stored nowhere: a TokenReview, a SubjectAccessReview. It writes nothing."""
+        return await self._send("POST", path, body, None, "application/json")
 
     async def delete(self, path: str, uid: str) -> None:
         """Delete the object if it is still this one; gone already is fine."""

@@ -86,6 +86,12 @@ class Elector:
         """Whether the lease is held at this very moment."""
         return self._renewed is not None and monotonic() < held_until(self._renewed, self._terms)
 
+    @property
+    def led(self) -> bool:
+        """Whether any replica holds the lease, as far as this one can tell."""
+        seen = self._sight
+        return self.leads or bool(seen and seen.lease and seen.lease.holder and monotonic() < seen.free_at)
+
     def check(self) -> None:
         """To be called right before each write of a leader: without the lease it doesn't return.
 

@@ -83,6 +83,7 @@ class Store:
         self.listed_at = float("-inf")  # monotonic: when the last list of everything began
         self.changed = asyncio.Event()
         self._stirred = True  # something changed since `take_stirred` that a plan depends on
+        self._followers: list[set[str]] = []
         self.finished: list[Job] = []  # jobs seen finished since somebody last took them, to learn from
 
     # --- what was seen
@@ -186,7 +187,14 @@ class Store:
     def touch(self, uid: str) -> None:
         """Look at this job in the next round."""
         self._dirty.add(uid)
+        for follower in self._followers:
+            follower.add(uid)
         self.changed.set()
+
+    def followed(self) -> set[str]:
+        """A set that gets each job that something happens to from now on; whoever asked for it empties it."""
+        self._followers.append(follower := set[str]())
+        return follower
 
     def take_dirty(self) -> set[str]:
         """The jobs to look at; whoever takes them looks at them."""
