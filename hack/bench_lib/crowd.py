@@ -37,13 +37,15 @@ def crowd(jobs: int, nodes: int, now: float, namespaces: int = 5, seed: int = 0)
     ]
     usable = [n for n in machines if n.ready and not n.unschedulable]
     ended, others = jobs // 5, max(1, jobs // 50) if jobs > 20 else 0
+    free_since = {n.name: now for n in usable}  # back in time, attempt by attempt
     raws: list[JSON] = []
     for i in range(jobs):
         raw = _job(i, f"team-{rng.randrange(namespaces):02}", rng, now)
         if i < min(len(usable), jobs // 2):
-            _running(raw, usable[i].name, rng, now)
+            free_since[usable[i].name] = _running(raw, usable[i].name, rng, now)
         elif i < len(usable) + ended:
-            _ended(raw, rng.choice(usable).name, rng, now)
+            node = rng.choice(usable).name
+            free_since[node] = _ended(raw, node, rng, free_since[node] - rng.randrange(5, 90))
         elif i < len(usable) + ended + others:
             _parked(raw, rng.choice(("Held", "Suspended", "Validating")))
         raws.append(raw)
@@ -59,11 +61,9 @@ def crowd(jobs: int, nodes: int, now: float, namespaces: int = 5, seed: int = 0)
 def _job(i: int, namespace: str, rng: random.Random, now: float) -> JSON:
     kind, model = rng.choice(NAMES), rng.choice(MODELS)
     created, priority = now - rng.randrange(60, 36_000), rng.choice((-1, 0, 0, 0, 0, 1))
-    work = {
-        "model": model,
-        "input": {"url": f"s3://batches/{i}.jsonl"},
-        "output": {"url": f"s3://batches/{i}.out.jsonl"},
-    }
+    # Specs that look alike, as in real life: each is parsed once.
+    places = {"input": {"url": f"s3://batches/{kind}.jsonl"}, "output": {"url": f"s3://batches/{kind}.out.jsonl"}}
+    work = {"model": model, **places}
     spec: JSON = {"priority": priority, "gpus": rng.choice((1, 1, 2, 4, 8)), "inference": work}
     if i % 7 == 6:
         container = {"name": "train", "image": "registry.example.com/training/finetune:2.1"}
@@ -86,7 +86,7 @@ def _attempt(node: str, start: float) -> JSON:
     return {"number": 1, "node": node, "slot": 0, "podName": "runner", "startTime": iso(start), "state": "Active"}
 
 
-def _running(raw: JSON, node: str, rng: random.Random, now: float) -> None:
+def _running(raw: JSON, node: str, rng: random.Random, now: float) -> float:
     start, total, percent = now - rng.randrange(120, 5000), rng.choice((2_000, 10_000, 50_000)), rng.randrange(100)
     left, done = rng.randrange(60, 6000), total * percent // 100
     progress = {
@@ -99,10 +99,10 @@ def _running(raw: JSON, node: str, rng: random.Random, now: float) -> None:
         "estimatedCompletionTime": iso(now + left), "estimatedCompletionTimeP90": iso(now + 1.6 * left),
         "progress": progress, "attempts": [_attempt(node, start)],
     }  # fmt: skip
+    return start
 
 
-def _ended(raw: JSON, node: str, rng: random.Random, now: float) -> None:
-    end = now - rng.randrange(60, 40_000)
+def _ended(raw: JSON, node: str, rng: random.Random, end: float) -> float:
     start, phase = end - rng.randrange(300, 5000), rng.choices(("Succeeded", "Failed", "Cancelled"), (9, 2, 1))[0]
     state = {"Succeeded": "Succeeded", "Failed": "Failed", "Cancelled": "Stopped"}[phase]
     message = {
@@ -120,6 +120,7 @@ def _ended(raw: JSON, node: str, rng: random.Random, now: float) -> None:
         "completionTime": iso(end), "conditions": [condition],
         "attempts": [_attempt(node, start) | {"endTime": iso(end), "state": state}],
     }  # fmt: skip
+    return start
 
 
 def _parked(raw: JSON, phase: str) -> None:
