@@ -38,8 +38,8 @@ from gpubatch_operator.workers import Workers
 from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
-PARALLEL = 32  # jobs worked on at a time; the client's pool has room for other requests too
-PATIENT = 8  # new jobs at a time that get their place in the queue
+PARALLEL = {"admit": 32, "advance": 24, "enter": 8}
+"""Jobs worked on at a time; those that are new can wait. The client's pool has as many connections."""
 SAYS_WHY = {
     Phase.QUEUED: "Admitted",
     Phase.SUCCEEDED: "Complete",
@@ -121,7 +121,8 @@ class Reconciler:
         self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
         self._inspecting: set[str] = set()  # theirs are being created
-        self._workers = Workers(PARALLEL, PATIENT, self._ended)
+        self._workers = Workers(PARALLEL, self._ended)
+        self._admitting: dict[str, tuple[Job, asyncio.Future[None]]] = {}  # that is being written
         self._missed: set[str] = set()  # something happened to them while they were worked on
         self._kept: set[str] = set()  # they get their slot as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
@@ -167,7 +168,7 @@ class Reconciler:
                 self._missed.add(uid)
             else:
                 new = (job := jobs.get(uid)) is not None and job.phase is None
-                self._workers.start(uid, partial(self._advance, uid), patient=new)
+                self._workers.start(uid, partial(self._advance, uid), "enter" if new else "advance")
 
     def _plan(self) -> None:
         """Plan, and begin to admit. The next plan counts with it."""
@@ -183,7 +184,8 @@ class Reconciler:
                 job, a = admission.job, self._attempt(admission)
                 status = lifecycle.admit(job, a.node, a.slot, a.pod_name, a.started)
                 self._store.expect(job, status)
-                self._workers.start(uid, partial(self._admit, job, a, status, decided))
+                self._admitting[uid] = job, asyncio.get_running_loop().create_future()
+                self._workers.start(uid, partial(self._admit, job, a, status, decided), "admit")
 
     def _in_order(self, touched: set[str]) -> list[str]:
         """Who may enter the queue comes first, in the queue's order: there may not be room for all."""
@@ -238,6 +240,8 @@ class Reconciler:
         if enters:  # before anybody else looks at the gate, or is given a slot
             store.expect(job, step.status)
         try:
+            if enters:
+                await self._written_behind(job)
             if not await write_status(self._client, store, job, step.status):
                 return
         finally:
@@ -272,10 +276,19 @@ class Reconciler:
                 return
         finally:
             self._store.recount(job.uid)
+            self._admitting.pop(job.uid)[1].set_result(None)
         metrics.ADMISSIONS.inc()
         self._announce(job, status, decided)
         await self._act(job, actions.Run(attempt))
         self._observer.admitted(job, attempt, decided)
+
+    async def _written_behind(self, job: Job) -> None:
+        """Wait for the admissions of jobs behind this one, by plans that didn't know that it enters the queue.
+
+        Else one of them could be written after this job is Queued: out of order, though for milliseconds.
+        """
+        if behind := [written for other, written in self._admitting.values() if RANK(other) > RANK(job)]:
+            await asyncio.wait(behind)
 
     def _announce(self, job: Job, status: JSON, seen: float) -> None:
         """An Event, a log line and a count, once per change of phase."""
@@ -329,7 +342,7 @@ class Reconciler:
         self._to_inspect = {j.uid for j in wanted} - {j.uid for j in first}
         for job in first:
             self._inspecting.add(job.uid)
-            self._workers.start(job.uid, partial(self._inspect, job))
+            self._workers.start(job.uid, partial(self._inspect, job), "advance")
 
     async def _inspect(self, job: Job) -> None:
         logs.about(job)

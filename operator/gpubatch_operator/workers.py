@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 
 class Workers:
     """One task at a time for each job.
 
     Args:
-        parallel: Tasks at a time; the others wait.
-        patient: Tasks at a time of those that can wait, so that thousands of them hold nobody up.
+        parallel: Tasks at a time of each kind; the others wait. One kind never waits for room that another one takes.
         ended: Called at the end of each task with its job, and its error or None; what is no `Exception` isn't caught.
     """
 
-    def __init__(self, parallel: int, patient: int, ended: Callable[[str, Exception | None], None]) -> None:
-        self._gate, self._patient = asyncio.Semaphore(parallel), asyncio.Semaphore(patient)
+    def __init__(self, parallel: Mapping[str, int], ended: Callable[[str, Exception | None], None]) -> None:
+        self._gates = {kind: asyncio.Semaphore(count) for kind, count in parallel.items()}
         self._ended = ended
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -24,9 +23,9 @@ class Workers:
         """Whether the job is worked on."""
         return uid in self._tasks
 
-    def start(self, uid: str, work: Callable[[], Awaitable[None]], patient: bool = False) -> None:
+    def start(self, uid: str, work: Callable[[], Awaitable[None]], kind: str) -> None:
         """Work on a job that isn't busy."""
-        self._tasks[uid] = asyncio.create_task(self._run(uid, work, self._patient if patient else self._gate))
+        self._tasks[uid] = asyncio.create_task(self._run(uid, work, self._gates[kind]))
 
     async def join(self) -> None:
         """Wait until nobody works.

@@ -192,7 +192,7 @@ async def test_an_api_server_that_fails_in_every_way_makes_it_overtake_lose_and_
         operator.kill()
         operator.start()
         print(json.dumps(proxy.counts))
-        await s.verdict(grace=15.0)
+        await s.verdict(grace=15.0, entered=15.0)
 
 
 async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_or_doubled(
@@ -233,7 +233,7 @@ async def test_of_two_operators_one_paused_or_cut_off_nothing_is_overtaken_lost_
                 await eventually("the old leader to end", lambda old=old: _ended(operators[old]))
                 proxies[old].heal()
                 operators[old].start()
-        await s.verdict()
+        await s.verdict(entered=5.0)
 
 
 async def _another(leader: Callable[[], Awaitable[str | None]], old: str) -> bool:

@@ -5,7 +5,7 @@ what was true, so it sees also what lasted for a millisecond.
 
 Whether an admission was out of order is judged by what the operator could know when it planned: a plan is older than
 the writes that it leads to, others are under way meanwhile, and what a user has changed it hears from a watch. So a job
-counts as waiting once it has been Queued, and left alone by users, for `grace` seconds. A plan admits several jobs at
+counts as waiting once it is Queued, and was left alone by users for `grace` seconds. A plan admits several jobs at
 once, and their writes land in any order; so a job ahead that fits the slot is wronged only if there isn't another free
 slot for it (and one for each of the others that are ahead).
 """
@@ -105,8 +105,8 @@ class _Node:
 
 
 class _Audit:
-    def __init__(self, deleted: Collection[str], caps: Mapping[str, int], grace: float) -> None:
-        self.deleted, self.caps, self.grace = deleted, caps, grace
+    def __init__(self, deleted: Collection[str], caps: Mapping[str, int], grace: float, entered: float) -> None:
+        self.deleted, self.caps, self.grace, self.entered = deleted, caps, grace, entered
         self.found = Findings()
         self.jobs: dict[str, _Job] = {}
         self.nodes: dict[str, _Node] = {}
@@ -221,7 +221,6 @@ class _Audit:
         new = _Job(e.object, queued_at=e.at)
         if old is None:
             self.found.counts["jobs ever"] += 1
-            new.edited_at = e.at
         else:
             new.edited_at = e.at if old.status == new.status else old.edited_at
             if old.phase is Phase.QUEUED:
@@ -310,7 +309,7 @@ class _Audit:
                 continue
             if e.at - self.full.get(job.namespace, float("-inf")) <= self.grace:
                 continue
-            known = e.at - max(job.edited_at, job.queued_at) > self.grace
+            known = e.at - job.edited_at > self.grace and e.at - job.queued_at >= self.entered
             rested = convert.job_of(job.raw).not_before + self.grace <= decided
             # With several slots on a node, what is left of its GPUs depends on what the operator had heard of.
             room = job.gpus <= new.gpus or (node.slots == 1 and job.gpus <= node.gpus)
@@ -368,6 +367,7 @@ def audit(
     deleted: Collection[str] = (),
     caps: Mapping[str, int] | None = None,
     grace: float = 5.0,
+    entered: float = 0.0,
 ) -> Findings:
     """Each promise that was broken.
 
@@ -375,9 +375,11 @@ def audit(
         history: In order.
         deleted: Uids of jobs that users have deleted.
         caps: Slots that the jobs of a namespace may have at a time.
-        grace: Seconds after which the operator must have heard of what is true, and have carried out older plans.
+        grace: Seconds after which the operator must have heard of what others have changed.
+        entered: Seconds after which a job that was Queued must not be overtaken: 0 unless the writes of an operator
+            land late, since connections hang or it was replaced by another.
     """
-    looking = _Audit(deleted, caps or {}, grace)
+    looking = _Audit(deleted, caps or {}, grace, entered)
     for event in history:
         looking.see(event)
     looking.last()

@@ -27,7 +27,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"  # of Kubernetes' own kinds only
 TIMEOUT = 10.0  # of one request, seconds; a lost one is repeated by the next plan
 PAGE = 500
-CONNECTIONS = 64
+CONNECTIONS = 96
 LINE = 2**21  # bytes: a watch's event holds a whole object
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from gpubatch_operator import reconciler as reconciler_module
 from gpubatch_operator.core import lifecycle
+from gpubatch_operator.kube.client import MERGE_PATCH
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import resync
 from gpubatch_operator.reconciler import Reconciler
@@ -173,6 +175,38 @@ async def test_a_request_that_hangs_holds_up_no_other_job(monkeypatch: pytest.Mo
     loop.cancel()
     assert world.phases()["slow"] == "Starting", "its slot is kept for it"
     assert not world.cluster.broken
+
+
+async def test_a_job_is_queued_only_once_nobody_behind_it_is_being_admitted(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch, nodes=1)
+    patch, landed, written = world.cluster.patch, asyncio.Event(), list[tuple[str, str]]()
+
+    async def slow(path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
+        what = path.removesuffix("/status").rpartition("/")[2], body.get("status", {}).get("phase", "")
+        if what[1] == "Starting":
+            await landed.wait()
+        answer = await patch(path, body, kind)
+        written.append(what)
+        return answer
+
+    async def turns(until: Callable[[], bool] = lambda: False) -> None:
+        for _ in range(200):
+            world.cluster.deliver(world.store)
+            await asyncio.sleep(0)
+            if until():
+                return
+
+    monkeypatch.setattr(world.cluster, "patch", slow)
+    loop = asyncio.create_task(world.reconciler.run())
+    world.cluster.apply("low", template_spec())
+    await turns()
+    world.cluster.apply("high", template_spec(priority=1))
+    await turns()
+    assert written == [("low", "Queued")]
+    landed.set()
+    await turns(lambda: len(written) > 2)
+    loop.cancel()
+    assert written[:3] == [("low", "Queued"), ("low", "Starting"), ("high", "Queued")]
 
 
 async def test_the_operator_starts_from_what_the_cluster_knows(world: World):

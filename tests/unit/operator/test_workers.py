@@ -18,7 +18,7 @@ def ends() -> Ends:
 
 @pytest.fixture
 async def workers(ends: Ends) -> Workers:
-    return Workers(2, 1, lambda uid, error: ends.append((uid, error)))
+    return Workers({"quick": 2, "patient": 1}, lambda uid, error: ends.append((uid, error)))
 
 
 async def test_a_job_is_busy_until_its_work_has_ended_and_the_end_is_told(workers: Workers, ends: Ends):
@@ -27,7 +27,7 @@ async def test_a_job_is_busy_until_its_work_has_ended_and_the_end_is_told(worker
     async def work() -> None:
         await done.wait()
 
-    workers.start("a", work)
+    workers.start("a", work, "quick")
     await asyncio.sleep(0)
     assert (workers.busy("a"), workers.busy("b"), ends) == (True, False, [])
     done.set()
@@ -44,8 +44,8 @@ async def test_an_error_is_told_and_ends_nothing_else(workers: Workers, ends: En
     async def work() -> None:
         await asyncio.sleep(0)
 
-    workers.start("a", fail)
-    workers.start("b", work)
+    workers.start("a", fail, "quick")
+    workers.start("b", work, "quick")
     await workers.join()
     assert sorted(ends, key=str) == sorted([("a", error), ("b", None)], key=str)
 
@@ -62,8 +62,8 @@ async def test_thousands_who_can_wait_hold_nobody_up(workers: Workers, ends: End
         worked.set()
 
     for i in range(1000):
-        workers.start(f"new-{i}", hang, patient=True)
-    workers.start("urgent", work)
+        workers.start(f"new-{i}", hang, "patient")
+    workers.start("urgent", work, "quick")
     await worked.wait()
     await asyncio.sleep(0)
     assert ends == [("urgent", None)]
