@@ -33,9 +33,6 @@ class NamespaceCaps(BaseModel):
     max_priority: int | None = Field(default=None, ge=-1000, le=1000, description="Highest priority of its jobs.")
 
 
-NO_CAPS = NamespaceCaps()
-
-
 class Settings(BaseModel):
     """See each field's description. Durations in seconds."""
 
@@ -313,10 +310,6 @@ class Settings(BaseModel):
     def rejects(self) -> bool:
         """Whether a job that comes to a full queue is refused by the admission webhook."""
         return bool(self.admission_port) and self.full_queue_policy in ("", "Reject")
-
-    def caps(self, namespace: str) -> NamespaceCaps:
-        """What is allowed to this namespace: its own entry, else that of `*`, else anything."""
-        return self.namespace_caps.get(namespace) or self.namespace_caps.get("*") or NO_CAPS
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:

@@ -82,8 +82,8 @@ def test_a_large_number_stays_a_number(helm: str, tmp_path: Path) -> None:
 def test_caps_of_namespaces_reach_the_operator(helm: str, tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text('settings: {namespaceCaps: {team-a: {maxSlots: 2}, "*": {maxPriority: 10}}}')
     settings = load(operator_env(render(helm, "--values", str(tmp_path / "values.yaml"))))
-    assert settings.caps("team-a").max_slots == 2
-    assert settings.caps("team-b").max_priority == 10
+    assert settings.queue_limits().caps("team-a").max_slots == 2
+    assert settings.queue_limits().caps("team-b").max_priority == 10
 
 
 @pytest.mark.parametrize(

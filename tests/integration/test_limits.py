@@ -176,7 +176,7 @@ async def test_a_namespace_has_caps_of_its_own_and_others_are_free(api: Api, cap
         await capped.create(template_job(name, priority=100, **pool))
     running = await capped.bound("a")
     await phases(capped, Starting=["a"], Queued=["b", "c"], Held=["d"])  # one slot, two that wait
-    assert f"2/2 jobs of namespace {CAPPED}" in (await capped.job("d"))["status"]["pending"]["message"]
+    assert f"2/2 jobs in namespace {CAPPED}" in (await capped.job("d"))["status"]["pending"]["message"]
     waits = await capped.pending("b", "NamespaceSlots")  # though a node is free
     assert CAPPED in waits["message"]
     assert waits["nextStep"]

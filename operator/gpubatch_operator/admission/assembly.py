@@ -12,7 +12,6 @@ from gpubatch_operator.admission import server, trust
 from gpubatch_operator.admission.advice import Sightings
 from gpubatch_operator.admission.ledger import Ledger
 from gpubatch_operator.admission.reviewer import Reviewer
-from gpubatch_operator.core.room import Depths
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.settings import Settings
@@ -31,13 +30,12 @@ def assemble(
         namespace: Where they are.
         serving: Set once the webhook is served.
     """
-    own, others = settings.namespace_caps, settings.caps("*")
-    depths = Depths(settings.max_queue_depth, {n: c.max_queue_depth for n, c in own.items()}, others.max_queue_depth)
-    ledger = Ledger(client, store, namespace, f"{instance}-queue", depths) if settings.rejects else None
+    limits = settings.queue_limits()
+    ledger = Ledger(client, store, namespace, f"{instance}-queue", limits) if settings.rejects else None
     sightings = Sightings()
     certified = asyncio.Event()
     needs = [certified, ledger.prepared] if ledger else [certified]
-    reviewer = Reviewer(store, settings, ledger, sightings)
+    reviewer = Reviewer(store, limits, ledger, sightings)
     if folder := settings.admission_certificate_folder:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate = trust.follow_files(context, Path(folder), certified.set)

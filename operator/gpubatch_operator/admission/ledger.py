@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
+from gpubatch_operator.core.limits import QueueLimits
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.order import RANK
 from gpubatch_operator.core.phases import WAITING
-from gpubatch_operator.core.room import Ask, Book, Depths, Place, decide
+from gpubatch_operator.core.room import Ask, Book, Place, decide
 from gpubatch_operator.kube import watch
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.lease import monotonic
@@ -53,11 +54,11 @@ class Ledger:
         store: What is known of the jobs.
         namespace: Where the book, a ConfigMap, is.
         name: What it is called; made if absent.
-        depths: How many jobs may wait.
+        limits: How many jobs may wait.
     """
 
-    def __init__(self, client: Client, store: Store, namespace: str, name: str, depths: Depths) -> None:
-        self._client, self._store, self._depths = client, store, depths
+    def __init__(self, client: Client, store: Store, namespace: str, name: str, limits: QueueLimits) -> None:
+        self._client, self._store, self._limits = client, store, limits
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
         self._namespace, self._name = namespace, name
         self._asked: list[tuple[Ask, asyncio.Future[str]]] = []
@@ -125,7 +126,7 @@ class Ledger:
             lost = await self._look_up(book, began)
             kept = book.without({*lost, *self._old(book, began)})
             seen = [uid for uid in kept.reserved if self._store.knows_job(uid)]
-            after, refused = decide(asks, kept, _places(self._waiting()), seen, self._depths)
+            after, refused = decide(asks, kept, _places(self._waiting()), seen, self._limits)
             if refused and not confirmed:
                 confirmed = True
                 await self._confirm(kept)

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from gpubatch_operator.admission.advice import Sightings, warnings
 from gpubatch_operator.admission.ledger import Ledger
 from gpubatch_operator.api.spec import JobSpec
+from gpubatch_operator.core.limits import QueueLimits
 from gpubatch_operator.core.room import Ask
 from gpubatch_operator.kube.convert import shape_of
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.metrics import REVIEWS
-from gpubatch_operator.settings import Settings
 
 JSON = dict[str, Any]
 
@@ -27,13 +27,13 @@ class Reviewer:
 
     Args:
         store: What is known of nodes.
-        settings: Caps.
+        limits: Caps.
         ledger: Gives places in the queue; None: any number may wait.
         sightings: When nodes were last seen.
     """
 
-    def __init__(self, store: Store, settings: Settings, ledger: Ledger | None, sightings: Sightings) -> None:
-        self._store, self._settings, self._ledger, self._sightings = store, settings, ledger, sightings
+    def __init__(self, store: Store, limits: QueueLimits, ledger: Ledger | None, sightings: Sightings) -> None:
+        self._store, self._limits, self._ledger, self._sightings = store, limits, ledger, sightings
 
     async def review(self, request: JSON) -> JSON:
         """The response to a request.
@@ -43,7 +43,7 @@ class Reviewer:
         """
         new, old = request["object"], request.get("oldObject") or {}
         priority = new["spec"].get("priority", 0)
-        highest = self._settings.caps(request["namespace"]).max_priority
+        highest = self._limits.caps(request["namespace"]).max_priority
         raised = request["operation"] == "CREATE" or priority > old.get("spec", {}).get("priority", 0)
         if highest is not None and raised and priority > highest:
             return _refuse(request, 403, "Forbidden", _too_high(priority, highest, request["namespace"]), "priority")

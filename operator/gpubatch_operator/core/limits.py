@@ -31,6 +31,18 @@ class QueueLimits:
         """Those of one namespace."""
         return self.namespaces.get(namespace) or self.namespaces.get("*") or NamespaceCaps()
 
+    def full(self, depth: int, of_namespace: int, namespace: str) -> str:
+        """Why one more job of the namespace may not wait, beside so many of all and so many of its own.
+
+        Empty if it may.
+        """
+        own = self.caps(namespace).max_queue_depth
+        if self.max_queue_depth is not None and depth >= self.max_queue_depth:
+            return f"Queue full ({depth}/{self.max_queue_depth} jobs)"
+        if own is not None and of_namespace >= own:
+            return f"Queue full ({of_namespace}/{own} jobs in namespace {namespace})"
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -70,23 +82,16 @@ class Gate:
 
     def hold(self, job: Job, requests: int | None) -> Hold | None:
         """Why it may not enter (or, once its requests are counted, stay), or None if it may."""
-        limits, caps = self.limits, self.limits.caps(job.namespace)
-        if job.phase not in WAITING:
-            if limits.max_queue_depth is not None and self.depth >= limits.max_queue_depth:
-                return Hold(full(self.depth, limits.max_queue_depth))
-            depth = self._depth[job.namespace]
-            if caps.max_queue_depth is not None and depth >= caps.max_queue_depth:
-                return Hold(full(depth, caps.max_queue_depth, job.namespace))
-        if limits.max_total_requests is not None and requests:
+        if job.phase not in WAITING and (
+            message := self.limits.full(self.depth, self._depth[job.namespace], job.namespace)
+        ):
+            return Hold(message)
+        most = self.limits.max_total_requests
+        if most is not None and requests:
             others = self._requests - self._inside.get(job.uid, ("", 0))[1]
-            if others and others + requests > limits.max_total_requests:
+            if others and others + requests > most:
                 return Hold(
                     f"Queue full ({others} requests wait; with the {requests} of this job there would be more than "
-                    f"{limits.max_total_requests})"
+                    f"{most})"
                 )
         return None
-
-
-def full(depth: int, limit: int, namespace: str | None = None) -> str:
-    """What is said when there is no room for one more job."""
-    return f"Queue full ({depth}/{limit} jobs{f' of namespace {namespace}' if namespace else ''})"

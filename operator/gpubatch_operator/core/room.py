@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+
+from gpubatch_operator.core.limits import QueueLimits
 
 Place = tuple[str, str]  # namespace and name
 
@@ -28,19 +30,6 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Depths:
-    """How many jobs may wait at a time, in all and by namespace; None: any number."""
-
-    all: int | None
-    own: Mapping[str, int | None] = field(default_factory=dict)
-    others: int | None = None
-
-    def of(self, namespace: str) -> int | None:
-        """The namespace's own limit."""
-        return self.own.get(namespace, self.others)
-
-
-@dataclass(frozen=True, slots=True)
 class Book:
     """Reservations by uid, and the version under which they were read (None: there is no book yet)."""
 
@@ -54,7 +43,7 @@ class Book:
 
 
 def decide(
-    asks: Sequence[Ask], book: Book, waiting: Iterable[Place], seen: Iterable[str], depths: Depths
+    asks: Sequence[Ask], book: Book, waiting: Iterable[Place], seen: Iterable[str], limits: QueueLimits
 ) -> tuple[Book, dict[str, str]]:
     """Give places to who asks, in this order.
 
@@ -66,7 +55,7 @@ def decide(
         book: Who was given a place lately.
         waiting: The jobs that wait, as they are known.
         seen: The uids in the book that are known as jobs, whether they still wait or not.
-        depths: How many may.
+        limits: How many may wait.
 
     Returns:
         The book with the new reservations, and what those are told who get no place.
@@ -77,18 +66,10 @@ def decide(
     reserved, refused = dict(book.reserved), {}
     for ask in asks:
         if ask.place not in taken:
-            own = depths.of(ask.namespace)
-            if message := _full(len(taken), depths.all) or _full(counts[ask.namespace], own, ask.namespace):
-                refused[ask.uid] = message
+            if full := limits.full(len(taken), counts[ask.namespace], ask.namespace):
+                refused[ask.uid] = f"{full}. Try again later."
                 continue
             taken.add(ask.place)
             counts[ask.namespace] += 1
         reserved[ask.uid] = ask
     return replace(book, reserved=reserved), refused
-
-
-def _full(depth: int, limit: int | None, namespace: str = "") -> str:
-    if limit is None or depth < limit:
-        return ""
-    where = f" in namespace {namespace}" if namespace else ""
-    return f"Queue full ({depth}/{limit} jobs{where}). Try again later."

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubatch_operator.core.room import Ask, Book, Depths, Place, decide
+from gpubatch_operator.core.limits import NamespaceCaps, QueueLimits
+from gpubatch_operator.core.room import Ask, Book, Place, decide
 
 
 def asks(*names: str, namespace: str = "team") -> list[Ask]:
@@ -15,36 +16,37 @@ def asks(*names: str, namespace: str = "team") -> list[Ask]:
 
 
 def test_places_are_given_in_the_order_of_asking_until_none_is_left():
-    book, refused = decide(asks("a", "b", "c"), Book({}), [("team", "old")], [], Depths(3))
+    book, refused = decide(asks("a", "b", "c"), Book({}), [("team", "old")], [], QueueLimits(3))
     assert set(book.reserved) == {"uid-a", "uid-b"}
     assert refused == {"uid-c": "Queue full (3/3 jobs). Try again later."}
 
 
 def test_a_job_that_is_known_and_waits_takes_one_place_and_not_two():
     [a] = asks("a")
-    book, refused = decide(asks("b"), Book({"uid-a": a}), [a.place], ["uid-a"], Depths(2))
+    book, refused = decide(asks("b"), Book({"uid-a": a}), [a.place], ["uid-a"], QueueLimits(2))
     assert refused == {}
     assert set(book.reserved) == {"uid-a", "uid-b"}
 
 
 def test_a_job_that_is_known_and_runs_takes_none():
     [a] = asks("a")
-    assert decide(asks("b"), Book({"uid-a": a}), [], ["uid-a"], Depths(1))[1] == {}
+    assert decide(asks("b"), Book({"uid-a": a}), [], ["uid-a"], QueueLimits(1))[1] == {}
 
 
 def test_a_job_that_is_asked_for_again_after_a_lost_answer_keeps_its_place():
     [a] = asks("a")
     again = Ask("another-uid", "team", "a")
-    book, refused = decide([again], Book({"uid-a": a}), [], [], Depths(1))
+    book, refused = decide([again], Book({"uid-a": a}), [], [], QueueLimits(1))
     assert refused == {}
-    assert decide(asks("b"), book, [], [], Depths(1))[1] != {}
+    assert decide(asks("b"), book, [], [], QueueLimits(1))[1] != {}
 
 
 def test_a_namespaces_own_limit_counts_its_own_jobs_only():
-    depths = Depths(10, {"small": 1, "free": None}, others=2)
+    own = {"small": NamespaceCaps(1), "free": NamespaceCaps(), "*": NamespaceCaps(2)}
+    limits = QueueLimits(10, namespaces=own)
     taken = [("small", "x"), ("free", "x"), ("free", "y"), ("other", "x")]
     everybody = [Ask(f"{n}-{i}", n, f"{n}-{i}") for n in ("small", "free", "other") for i in range(2)]
-    _, refused = decide(everybody, Book({}), taken, [], depths)
+    _, refused = decide(everybody, Book({}), taken, [], limits)
     assert refused == {
         "small-0": "Queue full (1/1 jobs in namespace small). Try again later.",
         "small-1": "Queue full (1/1 jobs in namespace small). Try again later.",
@@ -75,7 +77,11 @@ class World:
         self.made += 1
         ask = Ask(f"uid-{self.made}", "team", f"job-{self.made}")
         after, refused = decide(
-            [ask], book, self.known[r].values(), [u for u in book.reserved if u in self.known[r]], Depths(self.limit)
+            [ask],
+            book,
+            self.known[r].values(),
+            [u for u in book.reserved if u in self.known[r]],
+            QueueLimits(self.limit),
         )
         self.read[r] = None
         if not refused and book.version == self.book.version:  # compare and swap

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gpubatch_operator.core.limits import NamespaceCaps
 from gpubatch_operator.kube.lease import REQUEST_SECONDS
-from gpubatch_operator.settings import NamespaceCaps, Settings, SettingsError, load
+from gpubatch_operator.settings import Settings, SettingsError, load
 
 
 def test_without_variables_the_defaults_hold():
@@ -51,10 +52,11 @@ def test_a_value_that_cannot_be_used_is_named(name: str, value: str):
 
 
 def test_a_namespaces_own_caps_replace_those_of_all():
-    caps = load({"GPUBATCH_NAMESPACE_CAPS": '{"team-a": {"maxSlots": 2}, "*": {"maxPriority": 10}}'}).caps
+    settings = load({"GPUBATCH_NAMESPACE_CAPS": '{"team-a": {"maxSlots": 2}, "*": {"maxPriority": 10}}'})
+    caps = settings.queue_limits().caps
     assert caps("team-a") == NamespaceCaps(max_slots=2)
     assert caps("team-b") == NamespaceCaps(max_priority=10)
-    assert Settings().caps("team-a") == NamespaceCaps()
+    assert Settings().queue_limits().caps("team-a") == NamespaceCaps()
 
 
 def test_a_wrong_cap_is_named_with_its_place():

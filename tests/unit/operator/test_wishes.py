@@ -581,7 +581,7 @@ def test_a_namespace_has_its_own_limit_and_the_star_is_for_the_others():
     limits = QueueLimits(namespaces={"*": NamespaceCaps(max_queue_depth=1), "team": NamespaceCaps(max_queue_depth=2)})
     gate, new = Gate(limits), replace(build.job("new"), phase=None)
     gate.enter(build.job("other"), None)
-    assert gate.hold(new, None).message == "Queue full (1/1 jobs of namespace default)"
+    assert gate.hold(new, None).message == "Queue full (1/1 jobs in namespace default)"
     assert gate.hold(replace(new, namespace="team"), None) is None
 
 
