@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import yaml
+from pydantic.config import JsonDict
 
 from gpubatch_operator.api.base import rule
 from gpubatch_operator.api.spec import JobSpec
@@ -39,7 +40,6 @@ STATUS_WRITE = (
     "has(self.status) && (!has(oldSelf.status) || has(self.status.phase) && "
     "(!has(oldSelf.status.phase) || self.status.phase != oldSelf.status.phase))"
 )
-CANT_CHANGE = "can't be changed once the job has been admitted, unless a new runId runs it again"
 PHASE = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase"
 ADMITTED = f"{PHASE} in ['Starting', 'Running', 'Succeeded', 'Failed', 'Cancelled']"
 RUNS = f"{PHASE} in ['Starting', 'Running']"
@@ -47,6 +47,41 @@ TRIED = "has(oldSelf.status) && (has(oldSelf.status.lostAttempts) || has(oldSelf
 NEW_RUN = "has(self.spec.runId) && (!has(oldSelf.spec.runId) || self.spec.runId != oldSelf.spec.runId)"
 RUN_AGAIN = f"{PHASE} in ['Succeeded', 'Failed', 'Cancelled'] && {NEW_RUN}"
 CANCELLED = "has({0}.spec.cancel) && {0}.spec.cancel"
+
+
+def _unchanged(field: str) -> str:
+    """CEL: a field of spec is as it was."""
+    return (
+        f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
+        f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))"
+    )
+
+
+TRANSITIONS = {
+    "spec.inference can't be changed; when the job has finished it can, together with a new runId": (
+        f"({RUN_AGAIN}) || {_unchanged('inference')}"
+    ),
+    **{
+        f"spec.{field} can't be changed once the job has been admitted, unless a new runId runs it again": (
+            f"!({ADMITTED}) || ({RUN_AGAIN}) || {_unchanged(field)}"
+        )
+        for field in FROZEN_ONCE_ADMITTED
+    },
+    # Where it is placed may change for the next attempt; what runs, and what its checkpoints are of, may not.
+    "spec.template can't be changed once the job has been admitted, unless a new runId runs it again": (
+        f"!({TRIED}) || ({RUN_AGAIN}) || {_unchanged('template')}"
+    ),
+    "spec.runId can't be changed while the job runs; wait for its end, or cancel it": (
+        f"!({RUNS}) || {_unchanged('runId')}"
+    ),
+    "spec.cancel can't be taken back; when the job has ended, a new runId without it runs the job again": (
+        f"!({CANCELLED.format('oldSelf')}) || ({CANCELLED.format('self')}) || ({RUN_AGAIN})"
+    ),
+    "spec.cancel must be removed to run the job again with a new runId": (
+        f"!({RUN_AGAIN}) || !({CANCELLED.format('self')})"
+    ),
+}
+"""What may not be changed any more, and the CEL that says whether it is as it should be."""
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -110,50 +145,16 @@ def schema_of(model: type[JobSpec] | type[JobStatus]) -> dict[str, Any]:
     return structural(schema, schema.get("$defs", {}))
 
 
-def _unchanged(field: str) -> str:
-    """CEL: a field of spec is as it was."""
-    return (
-        f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
-        f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))"
-    )
-
-
-def _named_if_changed(field: str) -> str:
-    """CEL: the field's name and a space, or nothing."""
-    return f"({_unchanged(field)} ? '' : 'spec.{field} ')"
+def _transitions() -> JsonDict:
+    """All transition rules as one, which is through at its first look when a phase is written."""
+    rules = [f"({expression})" for expression in TRANSITIONS.values()]
+    said = " : ".join(f'!{holds} ? "{sentence}"' for sentence, holds in zip(TRANSITIONS, rules[:-1], strict=False))
+    *_, last = TRANSITIONS
+    return rule(f"{STATUS_WRITE} || {' && '.join(rules)}", "what is fixed was changed", f'{said} : "{last}"')
 
 
 def crd() -> dict[str, Any]:
     """The whole CustomResourceDefinition."""
-    transitions = [
-        rule(
-            f"{STATUS_WRITE} || !({ADMITTED}) || ({RUN_AGAIN}) || "
-            f"({' && '.join(map(_unchanged, FROZEN_ONCE_ADMITTED))})",
-            f"spec.{' spec.'.join(FROZEN_ONCE_ADMITTED)} {CANT_CHANGE}",
-            f'({" + ".join(map(_named_if_changed, FROZEN_ONCE_ADMITTED))} + "{CANT_CHANGE}")',
-        ),
-        # Where it is placed may change for the next attempt; what runs, and what its checkpoints are of, may not.
-        rule(
-            f"{STATUS_WRITE} || !({TRIED}) || ({RUN_AGAIN}) || {_unchanged('template')}",
-            f"spec.template {CANT_CHANGE}",
-        ),
-        rule(
-            f"{STATUS_WRITE} || ({RUN_AGAIN}) || {_unchanged('inference')}",
-            "spec.inference can't be changed; when the job has finished it can, together with a new runId",
-        ),
-        rule(
-            f"{STATUS_WRITE} || !({RUNS}) || {_unchanged('runId')}",
-            "spec.runId can't be changed while the job runs; wait for its end, or cancel it",
-        ),
-        rule(
-            f"{STATUS_WRITE} || !({CANCELLED.format('oldSelf')}) || ({CANCELLED.format('self')}) || ({RUN_AGAIN})",
-            "spec.cancel can't be taken back; when the job has ended, a new runId without it runs the job again",
-        ),
-        rule(
-            f"{STATUS_WRITE} || !({RUN_AGAIN}) || !({CANCELLED.format('self')})",
-            "spec.cancel must be removed to run the job again with a new runId",
-        ),
-    ]
     version = {
         "name": VERSION,
         "served": True,
@@ -179,7 +180,7 @@ def crd() -> dict[str, Any]:
                     # tools that wait for jobs would take it for done.
                     "status": schema_of(JobStatus) | {"default": {"observedGeneration": -1}},
                 },
-                "x-kubernetes-validations": transitions,
+                "x-kubernetes-validations": [_transitions()],
             }
         },
     }
