@@ -24,7 +24,6 @@ PLURAL = "gpubatchjobs"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 FROZEN_ONCE_ADMITTED = (
-    "template",
     "gpus",
     "gpuResource",
     "nodeSelector",
@@ -69,7 +68,7 @@ TRANSITIONS = {
     },
     # Where it is placed may change for the next attempt; what runs, and what its checkpoints are of, may not.
     "spec.template can't be changed once the job has been admitted, unless a new runId runs it again": (
-        f"!({TRIED}) || ({RUN_AGAIN}) || {_unchanged('template')}"
+        f"!({ADMITTED}) && !({TRIED}) || ({RUN_AGAIN}) || {_unchanged('template')}"
     ),
     "spec.runId can't be changed while the job runs; wait for its end, or cancel it": (
         f"!({RUNS}) || {_unchanged('runId')}"
