@@ -39,7 +39,8 @@ from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
 PARALLEL = {"admit": 32, "advance": 24, "enter": 8}
-"""Jobs worked on at a time; those that are new can wait. The client's pool has as many connections."""
+"""Jobs worked on at a time; those that enter the queue can wait. The client's pool has as many connections."""
+OUTSIDE = (None, Phase.HELD, Phase.SUSPENDED)
 SAYS_WHY = {
     Phase.QUEUED: "Admitted",
     Phase.SUCCEEDED: "Complete",
@@ -163,12 +164,12 @@ class Reconciler:
         # Who fails again and again is not tried before its time, whatever happens to it meanwhile.
         touched -= {uid for uid in self._failures if (self._timers.get(uid) or 0.0) > now}
         jobs = self._store.jobs
-        for uid in [*self._in_order(touched), *(j.uid for j in self._store.take_held() if j.uid not in touched)]:
+        for uid in self._in_order(touched.union(j.uid for j in self._store.take_held())):
             if self._workers.busy(uid):
                 self._missed.add(uid)
             else:
-                new = (job := jobs.get(uid)) is not None and job.phase is None
-                self._workers.start(uid, partial(self._advance, uid), "enter" if new else "advance")
+                enters = (job := jobs.get(uid)) is not None and job.phase in OUTSIDE
+                self._workers.start(uid, partial(self._advance, uid), "enter" if enters else "advance")
 
     def _plan(self) -> None:
         """Plan, and begin to admit. The next plan counts with it."""

@@ -75,4 +75,8 @@ async def _stoppable(command: str, spec: RunSpec, environment: Environment) -> O
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Everything is written. What the object store's own threads still hold may abort an interpreter that tidies up.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

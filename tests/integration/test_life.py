@@ -270,7 +270,7 @@ async def test_a_new_run_id_runs_a_finished_job_again_at_the_end_of_the_queue_wi
     again = await api.phase("job", "Validating")
     assert "results" not in again["status"]
     assert "completionTime" not in again["status"]
-    assert [c["type"] for c in again["status"].get("conditions", [])] == []
+    assert [c["type"] for c in again["status"]["conditions"]] == ["Reconciling"], "nothing of the first run"
     assert again["status"]["runId"] == "2"
     await validated(api, "job")
     running = await api.bound("next")

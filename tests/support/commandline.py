@@ -81,7 +81,7 @@ class CommandLine:
             env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        shown, end, asked = b"", time.monotonic() + 600, False
+        shown, end, ask_at = b"", time.monotonic() + 600, 0.0
         try:
             while True:
                 try:
@@ -91,8 +91,9 @@ class CommandLine:
                 if not piece:
                     break
                 shown += piece
-                if not asked and (until.encode() in shown or time.monotonic() > end):
-                    asked = True
+                now = time.monotonic()
+                if now >= ask_at and (until.encode() in shown or now > end):
+                    ask_at = now + 5  # Python drops an interrupt that comes while it tidies up; people press again
                     process.send_signal(signal.SIGINT)
             return process.wait(600), shown.decode(errors="replace")
         finally:

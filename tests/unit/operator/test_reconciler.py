@@ -11,6 +11,7 @@ import pytest
 
 from gpubatch_operator import reconciler as reconciler_module
 from gpubatch_operator.core import lifecycle
+from gpubatch_operator.core.limits import QueueLimits
 from gpubatch_operator.kube.client import MERGE_PATCH
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.watch import resync
@@ -25,8 +26,8 @@ JSON = dict[str, Any]
 class World:
     """An operator and its cluster, without trouble unless it is asked for."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, nodes: int = 1) -> None:
-        self.clock, self.store, self.events = Clock(), Store(1), Recorder()
+    def __init__(self, patch: pytest.MonkeyPatch, nodes: int = 1, depth: int | None = None) -> None:
+        self.clock, self.store, self.events = Clock(), Store(1, QueueLimits(depth)), Recorder()
         patch.setattr(reconciler_module, "time", self.clock)
         self.cluster = Cluster(self.clock)
         for i in range(nodes):
@@ -207,6 +208,21 @@ async def test_a_job_is_queued_only_once_nobody_behind_it_is_being_admitted(monk
     await turns(lambda: len(written) > 2)
     loop.cancel()
     assert written[:3] == [("low", "Queued"), ("low", "Starting"), ("high", "Queued")]
+
+
+async def test_a_job_that_is_held_enters_before_one_that_comes_as_there_is_room_again(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch, depth=1)
+    for name in ("runs", "waits", "held"):
+        world.cluster.apply(name, template_spec())
+        await world.settle()
+    assert world.phases() == {"runs": "Starting", "waits": "Queued", "held": "Held"}
+    world.finish()
+    while world.phases()["waits"] == "Queued":
+        await world.round()
+    assert world.phases()["held"] == "Held"
+    world.cluster.apply("new", template_spec())
+    await world.round()
+    assert (world.phases()["held"], world.phases()["new"]) == ("Queued", "Held")
 
 
 async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
