@@ -182,8 +182,9 @@ def _engine_end(pod: JSON) -> float | None:
     """When the pod's engine last ended."""
     for status in pod["status"].get("initContainerStatuses") or []:
         for state in (status.get("state") or {}, status.get("lastState") or {}):
-            if status["name"] == "engine" and "terminated" in state:
-                return _seconds(state["terminated"]["finishedAt"])
+            # What a kubelet has lost sight of has ended at no time.
+            if status["name"] == "engine" and (at := (state.get("terminated") or {}).get("finishedAt")):
+                return _seconds(at)
     return None
 
 
