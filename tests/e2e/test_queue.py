@@ -76,7 +76,7 @@ async def test_five_jobs_at_once_are_all_accepted_and_run_one_after_another_in_o
 
 
 async def test_a_running_job_has_position_0_and_the_next_one_position_1(api: Api, image: str, node: str) -> None:
-    await blocked(api, image, node)
+    await blocked(api, image, node, 20)
     names = ["first", "second", "third"]
     for name in names:
         await api.create(sleeper(name, image, 1, **on(node)))
@@ -89,7 +89,7 @@ async def test_a_running_job_has_position_0_and_the_next_one_position_1(api: Api
             **{name: i for i, name in enumerate(names, 1)},
         }
 
-    await eventually("the positions to be 0, 1, 2, 3", positions, patience=5)
+    await eventually("the positions to be 0, 1, 2, 3", positions, patience=15)
     jobs = await finished(api)
     assert {job.position for job in jobs.values()} == {None}, "a job that has ended has no position"
 
