@@ -12,7 +12,7 @@ from gpubatch_cli import lookup
 from gpubatch_cli.api import Api, jobs_path
 from gpubatch_cli.console import console, say
 from gpubatch_cli.errors import CliError, Exit, NotFound
-from gpubatch_cli.jobs import finished, phase, row, why
+from gpubatch_cli.jobs import ACTIVE, finished, phase, row, why
 from gpubatch_cli.queueview import batches
 
 JSON = dict[str, Any]
@@ -43,7 +43,7 @@ def brief(job: JSON) -> str:
     reason, message = why(job)
     words = [found.phase]
     words += [f"position {found.position}"] if found.position else []
-    words += [f"on {found.node}"] if found.node and found.phase in ("Starting", "Running") else []
+    words += [f"on {found.node}"] if found.node and found.phase in ACTIVE else []
     words += [f"{reason}: {message}" if found.phase == "Failed" else reason] if reason else []
     return f"{found.name}: {', '.join(words)}"
 

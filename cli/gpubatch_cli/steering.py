@@ -11,7 +11,7 @@ from gpubatch_cli import lookup
 from gpubatch_cli.api import Api, jobs_path
 from gpubatch_cli.console import out, say
 from gpubatch_cli.errors import CliError, Exit
-from gpubatch_cli.jobs import finished, phase
+from gpubatch_cli.jobs import ACTIVE, FINISHED, finished, phase
 
 JSON = dict[str, Any]
 RETRY = "gpubatch.dev/retry"
@@ -81,9 +81,8 @@ def priority(api: Api, namespace: str, name: str, number: int) -> None:
         before = job["spec"].get("priority", 0)
         if before == number:
             return Change(None, f"the priority is {number} already")
-        late = " (it no longer waits: that changes nothing now)" if phase(job) not in ("Queued", "Validating") else ""
-        if phase(job) in ("Held", "Suspended", "Created"):
-            late = ""
+        over = phase(job) in (*ACTIVE, *FINISHED)
+        late = " (it no longer waits: that changes nothing now)" if over else ""
         return Change({"spec": {"priority": number}}, f"priority {before} -> {number}{late}")
 
     one(api, namespace, name, wish)
@@ -95,7 +94,7 @@ def suspend(job: JSON) -> Change:
         return Change(None, f"has ended already ({phase(job)})")
     if job["spec"].get("suspend"):
         return Change(None, "is suspended already")
-    runs = phase(job) in ("Starting", "Running")
+    runs = phase(job) in ACTIVE
     return Change({"spec": {"suspend": True}}, "suspending; it saves what it has" if runs else "suspended")
 
 
@@ -112,7 +111,7 @@ def cancel(job: JSON) -> Change:
         return Change(None, f"has ended already ({phase(job)})")
     if job["spec"].get("cancel"):
         return Change(None, "is being cancelled already")
-    runs = phase(job) in ("Starting", "Running")
+    runs = phase(job) in ACTIVE
     return Change({"spec": {"cancel": True}}, "cancelling; what was answered is published" if runs else "cancelled")
 
 

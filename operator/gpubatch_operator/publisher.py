@@ -23,7 +23,8 @@ from gpubatch_operator.core.phases import FINISHED, Phase
 from gpubatch_operator.core.reasons import Reason
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.store import Store
-from gpubatch_operator.reconciler import Reconciler, write_status
+from gpubatch_operator.kube.writing import write_status
+from gpubatch_operator.reconciler import Reconciler
 
 PAUSE = 0.4  # seconds between two looks at the first positions
 FULL = 1.0  # and at all others, and estimates

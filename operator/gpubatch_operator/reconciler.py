@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from gpubatch_operator import logs, metrics
-from gpubatch_operator.api.crd import GROUP, PLURAL, VERSION
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core import actions, lifecycle, running
 from gpubatch_operator.core.model import Attempt, AttemptState, Job, Pod
@@ -31,6 +30,7 @@ from gpubatch_operator.kube import convert, pods
 from gpubatch_operator.kube.client import STRATEGIC_PATCH, ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
+from gpubatch_operator.kube.writing import job_path, write_status
 from gpubatch_operator.observe import Observer
 from gpubatch_operator.settings import Settings
 from gpubatch_operator.timers import Timers
@@ -39,7 +39,7 @@ from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
 PARALLEL = {"admit": 32, "advance": 24, "enter": 8}
-"""Jobs worked on at a time; those that enter the queue can wait. The client's pool has as many connections."""
+"""Jobs worked on at a time; those that enter the queue can wait. The client's pool has room for other requests too."""
 OUTSIDE = (None, Phase.HELD, Phase.SUSPENDED)
 SAYS_WHY = {
     Phase.QUEUED: "Admitted",
@@ -57,47 +57,9 @@ TICK = 5.0  # time alone changes some answers: patience runs out
 log = logging.getLogger(__name__)
 
 
-def job_path(job: Job) -> str:
-    """Where a job's status is written."""
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{PLURAL}/{job.name}/status"
-
-
 def pod_path(pod: Pod) -> str:
     """Where a pod is."""
     return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
-
-
-def difference(old: Any, new: Any) -> Any:
-    """The JSON merge patch (RFC 7396) that turns `old` into `new`; {} if they are equal."""
-    patch: JSON = {k: None for k in old if k not in new}
-    for key, value in new.items():
-        if key not in old:
-            patch[key] = value
-        elif isinstance(value, dict) and isinstance(old[key], dict):
-            if inner := difference(old[key], value):
-                patch[key] = inner
-        elif value != old[key]:
-            patch[key] = value
-    return patch
-
-
-async def write_status(client: Client, store: Store, job: Job, status: JSON) -> bool:
-    """One status write, refused by the API server if the job has changed since it was read; whether it succeeded."""
-    patch = difference(dict(job.status), status)
-    if not patch:
-        return True
-    try:
-        body = {"metadata": {"resourceVersion": job.resource_version}, "status": patch}
-        store.put_job(await client.patch(job_path(job), body))
-        return True
-    except ApiError as e:
-        if e.status == 409:  # read it again; the next round decides on what is true then
-            store.put_job(await client.get(job_path(job)))
-        elif e.status == 404:
-            store.drop_job(job.uid)
-        else:
-            raise
-    return False
 
 
 class Reconciler:
@@ -330,7 +292,7 @@ class Reconciler:
                 await self._release(pod)
             case actions.Expire():
                 assert job is not None
-                await self._client.delete(job_path(job).removesuffix("/status"), job.uid)
+                await self._client.delete(job_path(job), job.uid)
 
     def _inspect_some(self) -> None:
         """Begin to create inspect pods for the first in order, as many as may run at a time."""

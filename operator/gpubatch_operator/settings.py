@@ -33,6 +33,11 @@ class NamespaceCaps(BaseModel):
     max_priority: int | None = Field(default=None, ge=-1000, le=1000, description="Highest priority of its jobs.")
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a comma-separated setting."""
+    return [part for part in map(str.strip, text.split(",")) if part]
+
+
 class Settings(BaseModel):
     """See each field's description. Durations in seconds."""
 
@@ -269,7 +274,7 @@ class Settings(BaseModel):
     @classmethod
     def _are_networks(cls, text: str) -> str:
         """At the start and with the variable's name, rather than when the first webhook is due."""
-        for part in filter(None, map(str.strip, text.split(","))):
+        for part in listed(text):
             ipaddress.ip_network(part)
         return text
 
@@ -291,7 +296,7 @@ class Settings(BaseModel):
 
     def namespaces_watched(self) -> tuple[str, ...]:
         """Each once; empty: all."""
-        return tuple(dict.fromkeys(filter(None, map(str.strip, self.watch_namespaces.split(",")))))
+        return tuple(dict.fromkeys(listed(self.watch_namespaces)))
 
     def queue_limits(self) -> limits.QueueLimits:
         """What may wait at a time, as the core sees it."""

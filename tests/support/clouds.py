@@ -34,6 +34,7 @@ from yarl import URL
 from localcluster import tools
 from localcluster.settings import cache_root
 from localcluster.shell import lock
+from support.web import served
 
 AZURITE = "azurite@3.37.0"
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -116,10 +117,7 @@ class XmlApi:
         self._session = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=1024**3)
         app.router.add_route("*", "/{bucket}/{object:.+}", self._serve)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
+        self._runner, self.port = await served(app)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -11,6 +11,8 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from support.web import served
+
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 """Called for each request before it is passed on; None passes it on."""
 
@@ -40,10 +42,7 @@ class StoreProxy:
         self._session = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=1024**3)
         app.router.add_route("*", "/{path:.*}", self._pass_on)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, 0).start()
-        self.port = self._runner.addresses[0][1]
+        self._runner, self.port = await served(app, self._host)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -14,6 +14,14 @@ Fault = Callable[[web.Request, int], Awaitable[web.StreamResponse | None]]
 EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message><Signature>s3cr3t</Signature></Error>"
 
 
+async def served(app: web.Application, host: str = "127.0.0.1") -> tuple[web.AppRunner, int]:
+    """Serve at a free port; what to clean up, and the port."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, host, 0).start()
+    return runner, int(runner.addresses[0][1])
+
+
 class PutServer:
     """Keeps what is PUT, by path. The query is the signature: only `good` is taken."""
 
@@ -31,10 +39,7 @@ class PutServer:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=1024**3)
         app.router.add_put("/{path:.*}", self._put)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
+        self._runner, self.port = await served(app)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -37,8 +37,7 @@ def warnings(shape: Shape, nodes: Iterable[Node], sightings: Sightings, now: flo
         kind = "GPU node" if shape.resource == "nvidia.com/gpu" else f"node with {shape.resource}"
         return [f"no {kind} is ready{ago}; the job will wait"]
     if not matching(shape, with_gpus):
-        why = f"no node can take the job, it will wait: {misfits(shape, with_gpus)}"
-        return [why if len(why) <= MAX else why[: MAX - 3] + "..."]
+        return [_short(f"no node can take the job, it will wait: {misfits(shape, with_gpus)}")]
     return _wasteful(shape, with_gpus)
 
 
@@ -57,4 +56,8 @@ def _wasteful(shape: Shape, nodes: Iterable[Node]) -> list[str]:
         f"the job asks for {shape.gpus} of the {count} GPUs of a node such as {node.name[:63]}, which has {slots}: the "
         f"others stay idle; ask for more, or let an administrator label it {SLOTS}={count // shape.gpus}"
     )
-    return [said if len(said) <= MAX else said[: MAX - 3] + "..."]
+    return [_short(said)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX else text[: MAX - 3] + "..."

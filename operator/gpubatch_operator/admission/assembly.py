@@ -14,7 +14,7 @@ from gpubatch_operator.admission.ledger import Ledger
 from gpubatch_operator.admission.reviewer import Reviewer
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.store import Store
-from gpubatch_operator.settings import Settings
+from gpubatch_operator.settings import Settings, listed
 
 
 def assemble(
@@ -41,7 +41,7 @@ def assemble(
         certificate = trust.follow_files(context, Path(folder), certified.set)
     else:
         service = f"{instance}-admission"
-        names = [f"{service}.{namespace}.svc", *filter(None, map(str.strip, settings.admission_names.split(",")))]
+        names = [f"{service}.{namespace}.svc", *listed(settings.admission_names)]
         kept = trust.Trust(client, namespace, service, instance, names, settings.admission_certificate_seconds)
         context, certificate = kept.context, kept.keep(certified.set)
     parts: dict[str, Coroutine[Any, Any, None]] = {

@@ -28,6 +28,7 @@ from gpubatch_operator.core.phases import WAITING
 from gpubatch_operator.core.room import Ask, Book, Place, decide
 from gpubatch_operator.kube import watch
 from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.configmap import ConfigMap
 from gpubatch_operator.kube.lease import monotonic
 from gpubatch_operator.kube.store import Store
 
@@ -59,8 +60,7 @@ class Ledger:
 
     def __init__(self, client: Client, store: Store, namespace: str, name: str, limits: QueueLimits) -> None:
         self._client, self._store, self._limits = client, store, limits
-        self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._namespace, self._name = namespace, name
+        self._configmap = ConfigMap(client, namespace, name)
         self._asked: list[tuple[Ask, asyncio.Future[str]]] = []
         self._wake = asyncio.Event()
         self.prepared = asyncio.Event()  # set once what was in the book at the start is known
@@ -135,7 +135,7 @@ class Ledger:
                 self._note(after, monotonic())
                 self._read_at = began
                 return refused
-        raise ApiError(409, "Conflict", f"{self._collection}/{self._name} was changed by others {TRIES} times in a row")
+        raise ApiError(409, "Conflict", f"ConfigMap {self._configmap} was changed by others {TRIES} times in a row")
 
     async def _confirm(self, book: Book) -> None:
         """Before anybody is refused: hear of who has just come, and ask whether those who wait still do."""
@@ -190,27 +190,16 @@ class Ledger:
     # --- the object
 
     async def _read(self) -> Book:
-        try:
-            raw = await self._client.get(f"{self._collection}/{self._name}")
-        except ApiError as e:
-            if e.status != 404:
-                raise
-            return Book({})
-        entries = json.loads((raw.get("data") or {}).get("reservations") or "{}")
-        return Book({uid: Ask(uid, *where) for uid, where in entries.items()}, raw["metadata"]["resourceVersion"])
+        data, version = await self._configmap.read()
+        entries = json.loads(data.get("reservations") or "{}")
+        return Book({uid: Ask(uid, *where) for uid, where in entries.items()}, version)
 
     async def _write(self, book: Book) -> bool:
         """Whether nobody else has written since it was read."""
         entries = {ask.uid: [ask.namespace, ask.name] for ask in book.reserved.values()}
-        metadata: JSON = {"name": self._name, "namespace": self._namespace}
-        body: JSON = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-        body["data"] = {"reservations": json.dumps(entries, separators=(",", ":"))}
+        data = {"reservations": json.dumps(entries, separators=(",", ":"))}
         try:
-            if book.version is None:
-                await self._client.create(self._collection, body)
-            else:
-                metadata["resourceVersion"] = book.version
-                await self._client.request("PUT", f"{self._collection}/{self._name}", body)
+            await self._configmap.write(data, book.version)
         except ApiError as e:
             if e.status == 409:
                 return False

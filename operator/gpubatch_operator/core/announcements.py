@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from gpubatch_operator.core import endings, progress
+from gpubatch_operator.core import conditions, endings, progress
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON, AttemptState, Job
 from gpubatch_operator.core.phases import ACTIVE, FINISHED, Phase
@@ -93,14 +93,10 @@ def _error(event: Event, job: Job, status: JSON) -> JSON | None:
     """Why it ended, or why it is tried again."""
     match event:
         case Event.FAILED | Event.CANCELLED:
-            why = _condition(status, "Failed")
+            why = conditions.find(status, "Failed")
         case Event.RETRYING:
             again = job.phase is Phase.FAILED
-            why = _condition(dict(job.status), "Failed") if again else _condition(status, "Admitted")
+            why = conditions.find(job.status, "Failed") if again else conditions.find(status, "Admitted")
         case _:
             why = None
     return {"reason": why["reason"], "message": why["message"][:MAX_MESSAGE]} if why else None
-
-
-def _condition(status: JSON, kind: str) -> JSON | None:
-    return next((c for c in status.get("conditions", []) if c["type"] == kind), None)

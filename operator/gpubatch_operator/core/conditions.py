@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import JSON
 from gpubatch_operator.core.reasons import Reason
@@ -9,10 +12,15 @@ from gpubatch_operator.core.reasons import Reason
 MAX_MESSAGE = 4096
 
 
+def find(status: Mapping[str, Any], kind: str) -> JSON | None:
+    """The condition of this type, be it true or not."""
+    return next((c for c in status.get("conditions", []) if c["type"] == kind), None)
+
+
 def put(status: JSON, kind: str, value: bool, reason: str, message: str, now: float, generation: int) -> None:
     """Set the condition `kind` in `status`, in place."""
     rest = [c for c in status.get("conditions", []) if c["type"] != kind]
-    old = next((c for c in status.get("conditions", []) if c["type"] == kind), None)
+    old = find(status, kind)
     text = "True" if value else "False"
     since = old["lastTransitionTime"] if old and old["status"] == text else iso(now)
     new = {

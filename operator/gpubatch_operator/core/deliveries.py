@@ -138,7 +138,7 @@ def _bounded(listed: list[JSON]) -> list[JSON]:
 def judge(job: Job, status: JSON, now: float) -> JSON:
     """Put the condition into `status`, in place, that says whether something couldn't be delivered."""
     dead = [d for d in status.get("webhookDeliveries", []) if d["state"] == DEAD]
-    old = next((c for c in status.get("conditions", []) if c["type"] == CONDITION), None)
+    old = conditions.find(status, CONDITION)
     if not dead:
         if old and old["status"] == "True":
             message = "nothing is given up any more"

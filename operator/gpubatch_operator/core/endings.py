@@ -145,25 +145,23 @@ def succeed(job: Job, status: JSON, attempt: Attempt, message: str, now: float) 
     """The work is done."""
     finish(job, status, attempt, AttemptState.SUCCEEDED, None, None, now)
     conditions.put(status, "Complete", True, Reason.SUCCEEDED, message, now, job.generation)
-    conditions.put_health(status, finished=True, failed=None, now=now, generation=job.generation)
     return _close(job, status, Phase.SUCCEEDED, now)
 
 
 def fail(job: Job, status: JSON, reason: str, message: str, now: float) -> JSON:
     """The job has failed for good."""
     conditions.put(status, "Failed", True, reason, message or reason, now, job.generation)
-    conditions.put_health(status, True, (reason, message or reason), now, job.generation)
-    return _close(job, status, Phase.FAILED, now)
+    return _close(job, status, Phase.FAILED, now, (reason, message or reason))
 
 
 def cancel(job: Job, status: JSON, message: str, now: float) -> JSON:
     """Its user gave the job up. Machines that wait for an end know the condition Failed."""
     conditions.put(status, "Failed", True, Reason.CANCELLED, message, now, job.generation)
-    conditions.put_health(status, finished=True, failed=None, now=now, generation=job.generation)
     return _close(job, status, Phase.CANCELLED, now)
 
 
-def _close(job: Job, status: JSON, phase: Phase, now: float) -> JSON:
+def _close(job: Job, status: JSON, phase: Phase, now: float, failed: tuple[str, str] | None = None) -> JSON:
+    conditions.put_health(status, True, failed, now, job.generation)
     status |= {"phase": phase.value, "completionTime": iso(now)}
     for key in ("queuePosition", *ESTIMATES, "pending", "waitingSince"):
         status.pop(key, None)

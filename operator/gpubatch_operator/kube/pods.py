@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from gpubatch_operator.api.crd import API_VERSION, KIND
-from gpubatch_operator.api.spec import Checkpoint, Inference, Input, JobSpec, Output, Upload
+from gpubatch_operator.api.inference import Checkpoint, Inference, Input, Output, Upload
+from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core.endings import run_name
 from gpubatch_operator.core.model import Attempt
 from gpubatch_operator.core.running import Deadline

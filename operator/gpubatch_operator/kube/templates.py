@@ -11,7 +11,7 @@ from typing import Any
 
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.kube import convert
-from gpubatch_operator.settings import Settings
+from gpubatch_operator.settings import Settings, listed
 from gpubatch_runner import contract
 
 JSON = dict[str, Any]
@@ -40,7 +40,7 @@ COMMAND = "trap 'while kill $! 2>&-; do sleep 0.1; done; exit 0' TERM; python -m
 
 def pull_secrets(spec: JobSpec, settings: Settings) -> list[JSON]:
     """The job's, and those that the installation's own images need."""
-    ours = filter(None, map(str.strip, settings.image_pull_secrets.split(",")))
+    ours = listed(settings.image_pull_secrets)
     return [{"name": name} for name in dict.fromkeys([*(s.name for s in spec.image_pull_secrets), *ours])]
 
 

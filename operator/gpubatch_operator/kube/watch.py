@@ -174,15 +174,9 @@ async def resync(client: Client, store: Store) -> dict[str, str]:
     """
     began = time.monotonic()
     # Pods before jobs, and both before anything is decided: a job whose pod isn't known looks lost.
-    each = (*((nodes(store),) if store.scope.nodes else ()), *followed(store))
-    # Only what was held before the lists were made can be missing from them because it is deleted.
-    held = [c.held() for c in each]
-    listed = [await _put_all(client, c) for c in each]
-    for collection, before, (there, _) in zip(each, held, listed, strict=True):
-        for key in before - there:
-            collection.lose(key)
+    versions = await _relist(client, *((nodes(store),) if store.scope.nodes else ()), *followed(store))
     store.listed_at = began
-    return {c.path: version for c, (_, version) in zip(each, listed, strict=True)}
+    return versions
 
 
 async def keep_synced(client: Client, store: Store, interval: float) -> None:
@@ -205,10 +199,7 @@ async def follow(client: Client, collection: Collection, version: str) -> None:
         began = time.monotonic()
         try:
             if not version:
-                held = collection.held()
-                there, version = await _put_all(client, collection)
-                for key in held - there:
-                    collection.lose(key)
+                version = (await _relist(client, collection))[collection.path]
             query = {**collection.query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
             query["timeoutSeconds"] = str(int(WATCH_SECONDS))
             async with aclosing(client.stream(collection.path, query, WATCH_SECONDS + GRACE_SECONDS)) as lines:
@@ -239,6 +230,17 @@ def _apply(collection: Collection, kind: str, raw: JSON) -> None:
         (collection.drop if kind == "DELETED" else collection.put)(raw)
     except Exception:
         log.exception("an event of %s %s can't be used", collection.path, raw["metadata"].get("name"))
+
+
+async def _relist(client: Client, *each: Collection) -> dict[str, str]:
+    """List the collections, in this order, and make the store equal to them; the version of each list, by its path."""
+    # Only what was held before the lists were made can be missing from them because it is deleted.
+    held = [c.held() for c in each]
+    listed = [await _put_all(client, c) for c in each]
+    for collection, before, (there, _) in zip(each, held, listed, strict=True):
+        for key in before - there:
+            collection.lose(key)
+    return {c.path: version for c, (_, version) in zip(each, listed, strict=True)}
 
 
 async def _put_all(client: Client, collection: Collection) -> tuple[set[str], str]:

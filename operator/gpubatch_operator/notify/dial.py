@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
+from gpubatch_operator.settings import listed
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -46,7 +48,7 @@ def networks(text: str) -> tuple[Network, ...]:
     Raises:
         ValueError: Not a comma-separated list of CIDRs.
     """
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(map(ipaddress.ip_network, listed(text)))
 
 
 def allowed(address: Address, extra: Sequence[Network]) -> bool:

@@ -27,9 +27,9 @@ from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.store import Store
+from gpubatch_operator.kube.writing import write_status
 from gpubatch_operator.notify.lanes import Lanes
 from gpubatch_operator.notify.sender import Sender
-from gpubatch_operator.reconciler import write_status
 from gpubatch_operator.settings import Settings
 from gpubatch_operator.timers import Timers
 

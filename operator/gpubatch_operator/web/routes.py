@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from pydantic.alias_generators import to_camel
 
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import Job
@@ -136,7 +137,7 @@ class Routes:
         asked = parameters.wanted(request.query, LIST - {"q"}, NODE_KEYS)
         scope = await self._scope(request, asked.namespaces)
         items, more = nodes.page(self._board, scope, asked.after[0] if asked.after else "", asked.limit)
-        after = (items[-1]["name"],) if more and items else (more,) if more else None
+        after = (more,) if more else None
         return _json({"items": items, "continue": parameters.token(after), "serverTime": iso(self._clock())})
 
     async def health(self, _: web.Request) -> web.Response:
@@ -157,7 +158,7 @@ class Routes:
                     "maxInspections": settings.max_inspections,
                     "maxTotalQueuedRequests": settings.max_total_queued_requests,
                 },
-                "timeouts": {_camel(name): getattr(settings, name) for name in TIMEOUTS},
+                "timeouts": {to_camel(name): getattr(settings, name) for name in TIMEOUTS},
                 "serverTime": iso(self._clock()),
             },
             503 if why else 200,
@@ -197,11 +198,6 @@ class Routes:
 
 def _any(_: Key) -> bool:
     return True
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(map(str.capitalize, rest))
 
 
 def _json(document: Mapping[str, Any], status: int = 200) -> web.Response:

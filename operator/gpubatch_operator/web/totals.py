@@ -12,6 +12,7 @@ import orjson
 
 from gpubatch_operator.core.totals import Tally, Totals
 from gpubatch_operator.kube.client import ApiError, Client
+from gpubatch_operator.kube.configmap import ConfigMap
 
 JSON = dict[str, Any]
 PAUSE = 60.0  # seconds between two looks
@@ -31,8 +32,7 @@ class Record:
     """
 
     def __init__(self, client: Client, namespace: str, name: str) -> None:
-        self._client, self._namespace, self._name = client, namespace, name
-        self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
+        self._configmap = ConfigMap(client, namespace, name)
         self._version: str | None = None
 
     async def read(self) -> Totals:
@@ -41,18 +41,13 @@ class Record:
         Raises:
             ApiError: The API server refuses, or doesn't answer.
         """
-        try:
-            raw = await self._client.get(f"{self._collection}/{self._name}")
-        except ApiError as e:
-            if e.status != 404:
-                raise
-            self._version = None
+        data, self._version = await self._configmap.read()
+        if self._version is None:
             return Totals()
-        self._version = raw["metadata"]["resourceVersion"]
         try:
-            return Totals.of(orjson.loads((raw.get("data") or {}).get(KEY, "")))
+            return Totals.of(orjson.loads(data.get(KEY, "")))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            log.error("the ConfigMap %s/%s can't be read and is begun anew: %s", self._namespace, self._name, e)
+            log.error("the ConfigMap %s can't be read and is begun anew: %s", self._configmap, e)
             return Totals()
 
     async def write(self, totals: Totals) -> None:
@@ -61,15 +56,8 @@ class Record:
         Raises:
             ApiError: 409 if somebody else has written meanwhile.
         """
-        metadata: JSON = {"name": self._name, "namespace": self._namespace}
-        body: JSON = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-        body["data"] = {KEY: orjson.dumps(totals.document()).decode()}
-        if self._version is None:
-            raw = await self._client.create(self._collection, body)
-        else:
-            metadata["resourceVersion"] = self._version
-            raw = await self._client.request("PUT", f"{self._collection}/{self._name}", body)
-        self._version = raw["metadata"]["resourceVersion"]
+        data = {KEY: orjson.dumps(totals.document()).decode()}
+        self._version = await self._configmap.write(data, self._version)
 
 
 async def keep(

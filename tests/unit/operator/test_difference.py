@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubatch_operator.reconciler import difference
+from gpubatch_operator.kube.writing import difference
 from unit.operator.fake import merge
 
 # A merge patch can't set a value to null, nor can a status hold one: the API server drops it.

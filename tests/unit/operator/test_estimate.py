@@ -141,14 +141,20 @@ def test_the_queue_is_replayed_in_order():
     assert [round(got[u].start, -1) for u in ("x", "y", "z")] == pytest.approx([0, 100, 200], abs=25)
 
 
-def test_who_may_be_overtaken_waits_longer():
-    """Half of the load is of high priority: a job of low priority can't expect the next free node."""
+def half_taken() -> Estimator:
+    """Half of the time, until 40,000 s, belonged to jobs of high priority."""
     estimator = Estimator()
     for i in range(200):
         uid, at = f"h{i}", i * 200.0
         estimator.submitted(task(uid, at, priority=1))
         estimator.started(uid, at)
         estimator.ended(uid, at + 100)
+    return estimator
+
+
+def test_who_may_be_overtaken_waits_longer():
+    """Half of the load is of high priority: a job of low priority can't expect the next free node."""
+    estimator = half_taken()
     now = 40_000.0
     estimator.submitted(task("running", now))
     estimator.started("running", now)
@@ -186,12 +192,7 @@ def test_who_comes_later_comes_at_the_rate_of_those_that_were_served_and_no_furt
 
 def test_a_long_queue_does_not_hide_who_will_overtake():
     """More jobs wait than the future is drawn from: what counts is who was served."""
-    estimator = Estimator()
-    for i in range(200):
-        uid, at = f"h{i}", i * 200.0
-        estimator.submitted(task(uid, at, priority=1))
-        estimator.started(uid, at)
-        estimator.ended(uid, at + 100)
+    estimator = half_taken()
     now, queue = 40_000.0, [f"low-{i}" for i in range(KEEP + 1)]
     for uid in queue:
         estimator.submitted(task(uid, now))
