@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -36,12 +35,11 @@ async def follow_then_lead(elector: Elector, client: Client, store: Store, synce
     """
     tidying = asyncio.create_task(_keep_tidy(store))
     try:
-        await elector.acquire()
+        elected_at = await elector.acquire()
     finally:
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
     metrics.LEADER.set(1)
-    elected_at = time.monotonic()
     try:
         await parts.run({"work": _lead(client, store, synced, elected_at, work), "lease": elector.renew()})
     finally:

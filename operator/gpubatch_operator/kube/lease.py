@@ -103,8 +103,8 @@ class Elector:
         if not self.leads:
             self._on_lost("a write without the lease was about to happen")
 
-    async def acquire(self) -> None:
-        """Wait until the lease is won."""
+    async def acquire(self) -> float:
+        """Wait until the lease is won; the moment (`time.monotonic`) from which on nobody else has it."""
         watcher = asyncio.create_task(self._watch())
         try:
             while not await self._try():
@@ -116,11 +116,13 @@ class Elector:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(pause, max(due, 0.1))):
                         await self._stirred.wait()
+            won_at = time.monotonic()
         finally:
             self.tried.set()
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
         log.info("leading as %s", self.me)
+        return won_at
 
     async def renew(self) -> None:
         """Renew for ever; when that fails for too long, or another holds the lease, it is lost."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from gpubatch_operator import parts
+from gpubatch_operator.core.election import Terms
+from gpubatch_operator.kube.client import ApiError
+from gpubatch_operator.kube.lease import Elector
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.leadership import tidy
 from unit.operator.build import raw_job
@@ -81,3 +87,30 @@ async def test_a_part_that_fails_or_ends_unasked_ends_the_process():
         await parts.run({"a": fails(), "b": asyncio.sleep(60)})
     with pytest.raises(RuntimeError, match="a ended"):
         await parts.run({"a": ends(), "b": asyncio.sleep(60)})
+
+
+class NoLeaseYet:
+    """An API server without the Lease, of which nobody else makes one."""
+
+    async def get(self, path: str) -> dict[str, Any]:
+        raise ApiError(404, "NotFound", path)
+
+    async def create(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+        return body | {"metadata": body["metadata"] | {"resourceVersion": "1"}}
+
+    async def stream(self, *_: object) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+
+async def test_a_list_that_is_begun_as_soon_as_the_lease_was_tried_is_new_enough_for_who_has_won_it():
+    elector = Elector(NoLeaseYet(), "default", "lease", "me", Terms(15, 10, 2))  # type: ignore[arg-type]
+
+    async def begun() -> float:
+        await elector.tried.wait()
+        return time.monotonic()
+
+    listing = asyncio.create_task(begun())
+    won_at = await elector.acquire()
+    await asyncio.sleep(0.01)
+    assert won_at <= await listing
