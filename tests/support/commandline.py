@@ -79,9 +79,10 @@ class CommandLine:
         process = subprocess.Popen(
             [*self.program("gpubatch"), *command],
             env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )  # fmt: skip
         os.close(theirs)
-        shown, end, ask_at = b"", time.monotonic() + 600, 0.0
+        shown, end, asked = b"", time.monotonic() + 600, False
         try:
             while True:
                 try:
@@ -91,15 +92,19 @@ class CommandLine:
                 if not piece:
                     break
                 shown += piece
-                now = time.monotonic()
-                if now >= ask_at and (until.encode() in shown or now > end):
-                    ask_at = now + 5  # Python drops an interrupt that comes while it tidies up; people press again
+                if not asked and (until.encode() in shown or time.monotonic() > end):
+                    asked = True
                     process.send_signal(signal.SIGINT)
             return process.wait(600), shown.decode(errors="replace")
         finally:
             process.kill()
             process.wait()
             os.close(ours)
+
+
+def _heed_interrupts() -> None:
+    """A shell has its background commands ignore SIGINT, and what they start inherits that: tests may run in one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def install(folder: Path) -> Path:
