@@ -86,6 +86,8 @@ class Reconciler:
         self._inspecting: set[str] = set()  # theirs are being created
         self._workers = Workers(PARALLEL, self._ended)
         self._admitting: dict[str, tuple[Job, asyncio.Future[None]]] = {}  # that is being written
+        self._holding: dict[str, Job] = {}  # it is being written that they may not enter the queue
+        self._behind_held: set[str] = set()  # they may not enter it before those are looked at again
         self._missed: set[str] = set()  # something happened to them while they were worked on
         self._kept: set[str] = set()  # they get their slot as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
@@ -199,7 +201,13 @@ class Reconciler:
         step = lifecycle.advance(job, family, report, time.time(), self._limits, fits, silent, store.gate)
         if step.retry_at is not None and step.retry_at < float("inf"):
             self._timers.put(uid, max(step.retry_at, time.time() + 0.05))
-        enters = Phase(step.status["phase"]) in WAITING - {job.phase}
+        phase = Phase(step.status["phase"])
+        enters = phase in WAITING - {job.phase}
+        if enters and job.phase in OUTSIDE and any(RANK(ahead) < RANK(job) for ahead in self._holding.values()):
+            self._behind_held.add(uid)  # there is room now, but not for this one first
+            return
+        if phase is Phase.HELD and job.phase is not Phase.HELD:
+            self._holding[uid] = job
         if enters:  # before anybody else looks at the gate, or is given a slot
             store.expect(job, step.status)
         try:
@@ -210,6 +218,10 @@ class Reconciler:
         finally:
             if enters:
                 store.recount(uid)
+            if self._holding.pop(uid, None):
+                for behind in self._behind_held:
+                    store.touch(behind)
+                self._behind_held.clear()
         self._announce(job, step.status, seen)
         for pod in family:
             if pod.gone:

@@ -225,6 +225,44 @@ async def test_a_job_that_is_held_enters_before_one_that_comes_as_there_is_room_
     assert (world.phases()["held"], world.phases()["new"]) == ("Queued", "Held")
 
 
+async def test_nobody_enters_before_a_job_that_is_just_being_held(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch, depth=1)
+    patch, landed = world.cluster.patch, asyncio.Event()
+
+    async def slow(path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
+        if path.removesuffix("/status").endswith("/held") and body.get("status", {}).get("phase") == "Held":
+            await landed.wait()
+        return await patch(path, body, kind)
+
+    async def turns(until: Callable[[], bool] = lambda: False) -> None:
+        for _ in range(300):
+            world.cluster.deliver(world.store)
+            await asyncio.sleep(0)
+            if until():
+                return
+
+    def phase(name: str) -> str | None:
+        phase: str | None = world.cluster.jobs[name].get("status", {}).get("phase")
+        return phase
+
+    monkeypatch.setattr(world.cluster, "patch", slow)
+    loop = asyncio.create_task(world.reconciler.run())
+    world.cluster.apply("runs", template_spec())
+    await turns(lambda: phase("runs") == "Starting")
+    for name in ("waits", "held"):
+        world.cluster.apply(name, template_spec())
+        await turns(lambda name=name: phase(name) == "Queued")
+    world.finish()
+    await turns(lambda: phase("waits") == "Starting")
+    world.cluster.apply("new", template_spec())
+    await turns()
+    assert (phase("held"), phase("new")) == (None, None)
+    landed.set()
+    await turns(lambda: phase("new") is not None)
+    loop.cancel()
+    assert (phase("held"), phase("new")) == ("Queued", "Held")
+
+
 async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
     world.cluster.apply("job", template_spec())
     await world.settle()
