@@ -47,6 +47,14 @@ def _up_local(cluster: Cluster, count: int) -> None:
     for name in tools.NODE:
         tools.path(name)
     control.start_dns(cluster)
+    try:
+        _start_ill_nodes(cluster, count, 60)
+    except SetupError as failure:  # whatever it was: a power cycle gives them a clean start
+        say(f"==> {failure}")
+        _start_ill_nodes(cluster, count, 120)
+
+
+def _start_ill_nodes(cluster: Cluster, count: int, seconds: float) -> None:
     ill = [member for member in cluster.nodes(count) if not node.is_well(member)]
     if ill:
         with step(f"Starting {', '.join(member.name for member in ill)}"):
@@ -54,7 +62,7 @@ def _up_local(cluster: Cluster, count: int) -> None:
             for member in ill:
                 node.stop(member)
                 node.start(member)
-            node.wait_until_ready(ill, begin)
+            node.wait_until_ready(ill, begin, seconds)
 
 
 def down(cluster: Cluster) -> None:

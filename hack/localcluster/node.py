@@ -17,6 +17,7 @@ from localcluster.shell import run, wait_for
 INIT = Path(__file__).parent / "node_init.sh"
 PAUSE_IMAGE = "gpubatch.dev/pause:1"
 DAEMONS = ("init", "containerd", "kubelet", "kube-proxy")
+RESTARTING = 'while :; do "$@"; echo "$0 exited $?, and is started again"; sleep 1; done'
 EVICTION_SIGNALS = ("memory.available", "nodefs.available", "imagefs.available", "nodefs.inodesFree")
 CONTAINERD_CONFIG = f"""\
 version = 2
@@ -66,10 +67,10 @@ def start(node: Node) -> None:
     _start_inside(node, "kube-proxy", tools.path("kube-proxy"), f"--config={node.state / 'kube-proxy.json'}")
 
 
-def wait_until_ready(nodes: Sequence[Node], since: float) -> None:
+def wait_until_ready(nodes: Sequence[Node], since: float, seconds: float) -> None:
     """Wait until all of these nodes have reported Ready after `since`: an older report is of an earlier life."""
     for node in nodes:
-        wait_for(f"node {node.name}", functools.partial(is_well, node, since), 120, node.state / "kubelet.log")
+        wait_for(f"node {node.name}", functools.partial(is_well, node, since), seconds, node.state / "kubelet.log")
 
 
 def stop(node: Node) -> None:
@@ -115,8 +116,9 @@ def _start_init(node: Node) -> None:
 
 
 def _start_inside(node: Node, name: str, *argv: str | Path) -> None:
+    """Start a daemon that is started again when it ends, as a node's init system does."""
     command = ["nsenter", "-t", str(_init(node)), "-a", "--", *argv]
-    daemons.start(node.group, node.state, name, command)
+    daemons.start(node.group, node.state, name, ["/bin/sh", "-c", RESTARTING, name, *command])
 
 
 def _containerd_answers(node: Node) -> bool:

@@ -61,12 +61,13 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float, hint: Path) -
     """Poll until `check` is true.
 
     Raises:
-        SetupError: after `seconds`, naming the log that tells more.
+        SetupError: after `seconds`, with the end of the log that tells more.
     """
     end = time.monotonic() + seconds
     while not check():
         if time.monotonic() > end:
-            raise SetupError(f"{what} was not ready within {seconds:.0f} s: see {hint}")
+            said = hint.read_text(errors="replace").splitlines()[-15:] if hint.exists() else []
+            raise SetupError("\n".join([f"{what} was not ready within {seconds:.0f} s: see {hint}", *said]))
         time.sleep(0.2)
 
 
