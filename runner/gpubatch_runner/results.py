@@ -379,12 +379,12 @@ async def _lines(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _file_chunks(path: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
+    with path.open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk
 
 
 async def _save(chunks: AsyncIterator[bytes], path: Path) -> None:
-    with await asyncio.to_thread(path.open, "wb") as file:
+    with path.open("wb") as file:
         async for chunk in chunks:
             await asyncio.to_thread(file.write, chunk)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiohttp
 import obstore
@@ -54,7 +53,7 @@ async def _object(location: Location, storage: Storage, environment: Environment
 async def _file(location: Location, environment: Environment) -> AsyncIterator[bytes]:
     path = location.file(environment)
     try:
-        with await asyncio.to_thread(Path.open, path, "rb") as file:
+        with path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk
     except FileNotFoundError:

@@ -188,7 +188,7 @@ class ClaimStore(Store):
             return await asyncio.to_thread(_create_file, self._file(location), data)
 
     async def read(self, location: Location) -> AsyncIterator[bytes]:
-        with _file_errors_told(location), await asyncio.to_thread(Path.open, self._file(location), "rb") as file:
+        with _file_errors_told(location), self._file(location).open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, PART):
                 yield chunk
 
