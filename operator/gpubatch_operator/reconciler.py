@@ -87,7 +87,6 @@ class Reconciler:
         self._workers = Workers(PARALLEL, self._ended)
         self._admitting: dict[str, tuple[Job, asyncio.Future[None]]] = {}  # that is being written
         self._holding: dict[str, Job] = {}  # it is being written that they may not enter the queue
-        self._behind_held: set[str] = set()  # they may not enter it before those are looked at again
         self._missed: set[str] = set()  # something happened to them while they were worked on
         self._kept: set[str] = set()  # they get their slot as soon as they aren't worked on
         self.planned = asyncio.Event()  # set after each round; the publisher waits for it
@@ -203,8 +202,8 @@ class Reconciler:
             self._timers.put(uid, max(step.retry_at, time.time() + 0.05))
         phase = Phase(step.status["phase"])
         enters = phase in WAITING - {job.phase}
-        if enters and job.phase in OUTSIDE and any(RANK(ahead) < RANK(job) for ahead in self._holding.values()):
-            self._behind_held.add(uid)  # there is room now, but not for this one first
+        if enters and job.phase in OUTSIDE and self._is_behind_others(job):
+            self._timers.put(uid, time.time() + MOST_REST)
             return
         if phase is Phase.HELD and job.phase is not Phase.HELD:
             self._holding[uid] = job
@@ -218,16 +217,18 @@ class Reconciler:
         finally:
             if enters:
                 store.recount(uid)
-            if self._holding.pop(uid, None):
-                for behind in self._behind_held:
-                    store.touch(behind)
-                self._behind_held.clear()
+            self._holding.pop(uid, None)
         self._announce(job, step.status, seen)
         for pod in family:
             if pod.gone:
                 store.forget_pod(pod)
         for action in step.actions:
             await self._act(job, action)
+
+    def _is_behind_others(self, job: Job) -> bool:
+        """Whether somebody ahead may enter the queue, too, and is just about to: it was full a moment ago."""
+        ahead = (j for j in (*self._holding.values(), *self._store.held.values()) if RANK(j) < RANK(job))
+        return any(j.uid not in self._failures and self._store.gate.hold(j, j.requests) is None for j in ahead)
 
     def _report(self, job: Job, family: list[Pod]) -> ProgressReport | None:
         number = job.attempt.number if job.attempt else None

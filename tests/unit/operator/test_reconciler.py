@@ -225,42 +225,63 @@ async def test_a_job_that_is_held_enters_before_one_that_comes_as_there_is_room_
     assert (world.phases()["held"], world.phases()["new"]) == ("Queued", "Held")
 
 
-async def test_nobody_enters_before_a_job_that_is_just_being_held(monkeypatch: pytest.MonkeyPatch):
-    world = World(monkeypatch, depth=1)
-    patch, landed = world.cluster.patch, asyncio.Event()
+class Unhurried:
+    """The loop runs as in life, while `slowed` writes of the phase Held take as long as the test wants."""
 
-    async def slow(path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
-        if path.removesuffix("/status").endswith("/held") and body.get("status", {}).get("phase") == "Held":
-            await landed.wait()
-        return await patch(path, body, kind)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slowed: str = "") -> None:
+        self.world, self.landed = World(monkeypatch, depth=1), asyncio.Event()
+        patch = self.world.cluster.patch
 
-    async def turns(until: Callable[[], bool] = lambda: False) -> None:
+        async def slow(path: str, body: JSON, kind: str = MERGE_PATCH) -> JSON:
+            if path.endswith(f"/{slowed}/status") and body.get("status", {}).get("phase") == "Held":
+                await self.landed.wait()
+            return await patch(path, body, kind)
+
+        monkeypatch.setattr(self.world.cluster, "patch", slow)
+
+    async def turns(self, until: Callable[[], bool] = lambda: False) -> None:
         for _ in range(300):
-            world.cluster.deliver(world.store)
-            await asyncio.sleep(0)
+            self.world.cluster.deliver(self.world.store)
+            self.world.clock.now += 0.001
+            await asyncio.sleep(0.001)
             if until():
                 return
 
-    def phase(name: str) -> str | None:
-        phase: str | None = world.cluster.jobs[name].get("status", {}).get("phase")
+    def phase(self, name: str) -> str | None:
+        phase: str | None = self.world.cluster.jobs[name].get("status", {}).get("phase")
         return phase
 
-    monkeypatch.setattr(world.cluster, "patch", slow)
-    loop = asyncio.create_task(world.reconciler.run())
-    world.cluster.apply("runs", template_spec())
-    await turns(lambda: phase("runs") == "Starting")
-    for name in ("waits", "held"):
-        world.cluster.apply(name, template_spec())
-        await turns(lambda name=name: phase(name) == "Queued")
-    world.finish()
-    await turns(lambda: phase("waits") == "Starting")
-    world.cluster.apply("new", template_spec())
-    await turns()
-    assert (phase("held"), phase("new")) == (None, None)
-    landed.set()
-    await turns(lambda: phase("new") is not None)
+    async def apply(self, name: str, until: str | None) -> None:
+        self.world.cluster.apply(name, template_spec())
+        await self.turns(lambda: self.phase(name) == until)
+
+
+async def test_nobody_enters_before_a_job_that_is_just_being_held(monkeypatch: pytest.MonkeyPatch):
+    life = Unhurried(monkeypatch, slowed="held")
+    loop = asyncio.create_task(life.world.reconciler.run())
+    await life.apply("runs", "Starting")
+    await life.apply("waits", "Queued")
+    await life.apply("held", "Queued")
+    life.world.finish()
+    await life.turns(lambda: life.phase("waits") == "Starting")
+    await life.apply("new", "Queued")
+    assert (life.phase("held"), life.phase("new")) == (None, None)
+    life.landed.set()
+    await life.turns(lambda: life.phase("new") is not None)
     loop.cancel()
-    assert (phase("held"), phase("new")) == ("Queued", "Held")
+    assert (life.phase("held"), life.phase("new")) == ("Queued", "Held")
+
+
+async def test_nobody_enters_before_a_held_job_when_the_same_round_makes_room(monkeypatch: pytest.MonkeyPatch):
+    life = Unhurried(monkeypatch)
+    loop = asyncio.create_task(life.world.reconciler.run())
+    await life.apply("runs", "Starting")
+    await life.apply("waits", "Queued")
+    await life.apply("held", "Held")
+    life.world.finish()  # the round that gives its slot to the next one
+    await life.apply("new", "Held")  # and sees this one
+    loop.cancel()
+    assert (life.phase("waits"), life.phase("held"), life.phase("new")) == ("Starting", "Queued", "Held")
 
 
 async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
