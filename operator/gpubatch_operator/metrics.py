@@ -6,10 +6,11 @@ Where Kueue has a metric of the same meaning, ours has its name, with `jobs` for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
+
+from gpubatch_operator.version import VERSION
 
 HOURS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800)  # from 1 s to a week
 
@@ -27,15 +28,8 @@ class Scraped(Gauge):
         return [family]
 
 
-def _version() -> str:
-    try:
-        return version("gpubatch")
-    except PackageNotFoundError:  # out of a checkout
-        return "unknown"
-
-
 BUILD = Gauge("gpubatch_build_info", "1, with the operator's version.", ["version"])
-BUILD.labels(_version()).set(1)
+BUILD.labels(VERSION).set(1)
 LEADER = Gauge("gpubatch_leader", "1 on the replica that plans, 0 on the others.")
 REVIEWS = Counter("gpubatch_admission_reviews_total", "Jobs reviewed by the admission webhook.", ["result"])
 API_WRITES = Counter("gpubatch_api_writes_total", "Writes to the API server.", ["method", "resource"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.phases import ACTIVE, WAITING, Phase
 from gpubatch_operator.settings import Settings
+from gpubatch_operator.version import VERSION
 from gpubatch_operator.web import documents, nodes, openapi, page, parameters
 from gpubatch_operator.web.board import Board
 from gpubatch_operator.web.lists import Key, take
@@ -35,10 +35,6 @@ TIMEOUTS = (
     *("unresponsive_seconds", "webhook_timeout_seconds", "upload_connect_seconds", "upload_read_seconds"),
     *("upload_write_seconds", "upload_pool_seconds", "upload_total_seconds"),
 )
-try:
-    VERSION = version("gpubatch")
-except PackageNotFoundError:
-    VERSION = "0.1.0"
 
 
 class Routes:
