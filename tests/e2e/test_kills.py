@@ -40,7 +40,8 @@ RUNNERS = max(0, 8 // ROUNDS)
 """Kills of the runner in each round besides its one: they cost little, so there are always ten."""
 
 VICTIM, OTHER = "gpu-b", "gpu-a"
-COUNT, AT_ONCE = 120, 4
+COUNT, AT_ONCE = 360, 4
+"""Many: while something is found and killed, a quick machine answers thirty."""
 CREDENTIALS = "kills-credentials"
 
 

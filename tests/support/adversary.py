@@ -225,9 +225,12 @@ class Adversary:
 
         async def there() -> bool:
             nonlocal begin
-            if (progress := await self._progress()) is None or progress["stage"] == "LoadingModel":
+            phase = (await self.api.job(self.job))["status"].get("phase")
+            progress = await self._progress()
+            done = phase == "Succeeded" or (progress is not None and progress["stage"] in ("Uploading", "Done"))
+            assert not done, f"{self.job} was done before it was disturbed: more requests!"
+            if progress is None or progress["stage"] != "Processing":
                 return False
-            assert progress["stage"] == "Processing", f"{self.job} was done before it was disturbed: more requests!"
             begin = progress["completed"] if begin is None else begin
             return bool(progress["completed"] >= begin + answers)
 
