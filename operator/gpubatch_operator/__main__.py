@@ -16,6 +16,7 @@ from typing import Any
 
 import kopf
 import prometheus_client
+import uvloop
 
 from gpubatch_operator import health, logs, observe, parts
 from gpubatch_operator import settings as config
@@ -149,7 +150,7 @@ def main() -> None:
     if settings.metrics_port:
         prometheus_client.start_http_server(settings.metrics_port)
     try:
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except Exception:
         log.exception("the operator stops; the kubelet starts it anew")
         sys.exit(1)

@@ -109,8 +109,8 @@ class Reconciler:
                     self._planned_at = begin
                     self._plan()
                 self.planned.set()
-                # What happens meanwhile makes one round, and rounds take a third of the time at most.
-                await asyncio.sleep(min(MOST_REST, 2 * (time.monotonic() - begin)))
+                # What happens meanwhile makes one round, and rounds take a sixth of the time at most.
+                await asyncio.sleep(min(MOST_REST, 5 * (time.monotonic() - begin)))
         finally:
             await self._workers.stop()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import uvloop
+
 from gpubatch_operator import parts
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.store import Store
@@ -48,7 +50,7 @@ class Place:
 async def serve(store: Store, settings: Settings, place: Place) -> None:
     """Serve for ever, once the store is synced; `settings` has an `http_port` or a `loopback_port`."""
     thread = _Thread(settings, place)
-    running = asyncio.create_task(asyncio.to_thread(asyncio.run, thread.run()))
+    running = asyncio.create_task(asyncio.to_thread(uvloop.run, thread.run()))
     await asyncio.to_thread(thread.up.wait)
     following = asyncio.create_task(feed.follow(store, thread.tell))
     try:
