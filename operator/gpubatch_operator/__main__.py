@@ -18,7 +18,7 @@ import kopf
 import prometheus_client
 import uvloop
 
-from gpubatch_operator import health, logs, observe, parts
+from gpubatch_operator import garbage, health, logs, observe, parts
 from gpubatch_operator import settings as config
 from gpubatch_operator.admission.assembly import assemble
 from gpubatch_operator.core.election import Terms
@@ -79,6 +79,7 @@ async def serve(settings: config.Settings) -> None:
                 await elector.tried.wait()
         versions = await watch.resync(client, store)
         log.info("synced: %d jobs, %d pods, %d nodes", len(store.jobs), len(store.pods), len(store.nodes))
+        garbage.settle()
         synced.set()
         webhook = assemble(client, store, settings, instance, namespace, serving) if settings.admission_port else {}
         http = {}
@@ -89,7 +90,7 @@ async def serve(settings: config.Settings) -> None:
         followed = {f"watch of {c.path}": watch.follow(client, c, versions[c.path]) for c in watch.followed(store)}
         sync = watch.keep_synced(client, store, settings.resync_seconds)
         of_nodes = {"watch of nodes": see()} if scope.nodes else {}
-        await parts.run({**webhook, **http, **followed, **of_nodes, "sync": sync})
+        await parts.run({**webhook, **http, **followed, **of_nodes, "sync": sync, "garbage": garbage.keep()})
 
     def why_not_ready() -> str:
         if not synced.is_set():

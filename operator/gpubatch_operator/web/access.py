@@ -97,6 +97,9 @@ class Access:
         return caller
 
     async def _look(self, caller: Caller, asked: tuple[str, ...], there: Iterable[str]) -> Scope:
+        # All that is asked by name is looked up at once; all namespaces only for who may not see them all anyway.
+        first = [n for n in ("", *asked) if not self._rights.holds((caller, n))]
+        await asyncio.gather(*(self._may(caller, n) for n in first))
         if await self._may(caller, ""):
             return frozenset(asked) if asked else None
         names = asked or tuple(there)

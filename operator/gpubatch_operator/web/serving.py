@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -22,6 +23,8 @@ from gpubatch_operator.web.board import Board
 from gpubatch_operator.web.routes import FindScope, Routes
 
 LOOPBACK = "127.0.0.1"
+SWITCH_SECONDS = 0.0005
+"""For so long one thread may keep the others waiting while it computes."""
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,8 @@ class Place:
 
 async def serve(store: Store, settings: Settings, place: Place) -> None:
     """Serve for ever, once the store is synced; `settings` has an `http_port` or a `loopback_port`."""
+    # A plan of a long queue takes milliseconds, in which a request would wait five for each turn that it needs.
+    sys.setswitchinterval(SWITCH_SECONDS)
     thread = _Thread(settings, place)
     running = asyncio.create_task(asyncio.to_thread(uvloop.run, thread.run()))
     await asyncio.to_thread(thread.up.wait)
