@@ -231,10 +231,10 @@ class Service:
     def _now(self) -> str:
         """What it is doing, for people."""
         if self._stopping:
-            return f"Finishing {self._queue.in_flight} requests; no more are taken."
+            return f"Finishing what is in progress ({self._queue.in_flight}); no more requests are taken."
         if active := self._queue.active:
             waiting = active - self._queue.in_flight
-            return f"Serving: {self._queue.in_flight} requests at the engine, {waiting} wait."
+            return f"Serving; {self._queue.in_flight} in progress, {waiting} waiting."
         limit = self._live.idle_timeout_seconds
         return f"Serving; idle for {self._idle_seconds:.0f} s, ends after {limit:g} s idle."
 

@@ -20,6 +20,9 @@ from gpubatch_runner.request_queue import RequestQueue
 
 log = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 10.0
+"""How long clients of a live run may take to read its last answers."""
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,9 +93,9 @@ async def serving(
         app.router.add_get("/v1/models", guarded(models))
         app.router.add_get("/v1/models/{id:.+}", guarded(model))
         app.router.add_route("*", "/v1/{rest:.*}", guarded(_unknown))
-    # A client that goes away cancels what is done for it.
-    cancels = front is not None
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=cancels)
+    # A client that goes away cancels what is done for it; at the end the last answers still have to be sent.
+    cancels, patience = (False, 1.0) if front is None else (True, FAREWELL_SECONDS)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=patience, handler_cancellation=cancels)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

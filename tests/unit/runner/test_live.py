@@ -559,7 +559,7 @@ async def test_a_run_is_not_idle_while_a_request_is_answered(start: Any) -> None
         asked = asyncio.create_task(server.ask())
         await server.until(lambda status: status["processing_count"] == 1)
         await asyncio.sleep(0.4)
-        assert "1 requests at the engine, 0 wait" in (await server.progress())["message"]
+        assert (await server.progress())["message"] == "Serving; 1 in progress, 0 waiting."
         held.go.set()
         assert (await asked)[0] == 200
         outcome = await server.end()
@@ -597,7 +597,7 @@ async def test_told_to_stop_it_takes_no_more_and_finishes_what_is_in_progress(
             assert response.status == 503
             assert response.headers["Retry-After"] == "10"
             assert (await response.json())["error"]["code"] == "stopping"
-        assert (await server.progress())["message"] == "Finishing 1 requests; no more are taken."
+        assert (await server.progress())["message"] == "Finishing what is in progress (1); no more requests are taken."
         held.go.set()
         assert (await runs)[0] == 200
         outcome = await server.end()
