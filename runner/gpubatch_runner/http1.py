@@ -210,6 +210,12 @@ class Stream:
         self._waiter: asyncio.Future[None] | None = None
         answer.add_done_callback(self._end)
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, if the head tells them."""
+        text = self.headers.get(b"content-length", b"")
+        return int(text) if text.isdigit() else None
+
     async def begun(self) -> None:
         """Returns once status and headers are there.
 

@@ -149,7 +149,7 @@ class Relay:
         limit = self._limit(item)
         if (request.content_length or 0) > limit:
             raise BodyTooLargeError
-        content_type = request.headers.get("Content-Type", "application/json")
+        content_type = request.headers.get("Content-Type", "application/json").encode("ascii", "replace").decode()
         name, parts = item.request.custom_id, request.content.iter_any()
         body = await self._bodies.take(name, parts, limit, content_type)
         try:
@@ -179,8 +179,7 @@ class Relay:
     async def _pass_on(self, handling: _Handling, answer: Stream, generation: int) -> web.StreamResponse:
         try:
             kind = answer.headers.get(b"content-type", b"")
-            length = int(answer.headers.get(b"content-length", b"0"))
-            if answer.status >= 500 or (b"json" in kind and length <= WHOLE_BYTES):
+            if answer.status >= 500 or (b"json" in kind and (answer.length or 0) <= WHOLE_BYTES):
                 body = await answer.read()
                 if answer.status >= 500 and await self._supervisor.died(generation, says_dead(answer.status, body)):
                     return await self._broken(handling, True, "its server said so")
@@ -197,15 +196,17 @@ class Relay:
     async def _in_parts(self, handling: _Handling, answer: Stream) -> web.StreamResponse:
         """An answer that is passed on while it comes."""
         response = web.StreamResponse(status=answer.status, headers=handling.headers(answer))
-        if (length := answer.headers.get(b"content-length")) is not None:
-            response.content_length = int(length)
+        if answer.length is not None:
+            response.content_length = answer.length
+        part = await answer.next()  # until there is one, what goes wrong can still be told by a status
         handling.response = response
         await response.prepare(handling.request)
         tail: deque[bytes] = deque(maxlen=_TAIL)
-        while (part := await answer.next()) is not None:
+        while part is not None:
             tail.append(part)
             handling.wait_on()
             await response.write(part)
+            part = await answer.next()
         await response.write_eof()
         end = b"".join(tail)
         self._note(handling, answer, end[:200], tokens_of_stream(end) if handling.is_events else (0, 0))

@@ -20,6 +20,7 @@ from gpubatch_runner.contract import Live, Outcome, Reason
 from gpubatch_runner.http1 import Connection
 from gpubatch_runner.workdir import Workdir
 from unit.runner.fake_engine import Behaviour, FakeEngine
+from unit.runner.hostile_engine import FAULTS, SOUND, HostileEngine
 from unit.runner.jobs import Job
 
 KEY = "a-key"
@@ -222,12 +223,14 @@ async def test_a_stream_comes_part_by_part_in_its_order(start: Any) -> None:
         await response.write(b"data: [DONE]\n\n")
         return response
 
+    steps[0].set()
     async with StreamingEngine(stream) as engine, start(engine) as server, server.chat(stream=True) as response:
         assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        for number, step in enumerate(steps):
-            step.set()  # the next part is made only when this one has come
+        for number in range(len(steps)):
             part = await response.content.readuntil(b"\n\n")
             assert json.loads(part.removeprefix(b"data: "))["n"] == number
+            for step in steps[number + 1 : number + 2]:
+                step.set()  # the next part is made only when this one has come
         assert await response.content.read() == b"data: [DONE]\n\n"
         status = await server.until(lambda status: not status["active_requests"])
         assert status["total_processed"] == 1
@@ -540,6 +543,36 @@ async def test_a_body_that_is_too_long_is_413(job: Job, start: Any) -> None:
                 assert response.status == 413
                 assert (await response.json())["error"]["code"] == "request_too_large"
         assert not list((job.environment.journal_dir / "files").iterdir())
+
+
+PASSED = {"error_500": 500, "busy_429": 429, "full_503": 503, "refused_400": 400, "too_short": 200, "no_json": 200}
+"""What a hostile engine says that is an answer."""
+
+
+async def test_whatever_the_engine_does_each_client_is_told_and_no_place_is_lost(start: Any) -> None:
+    limits = {"request_timeout_seconds": 5, "max_retries": 1, "max_concurrent_requests": 4}
+    async with HostileEngine() as engine, start(engine, **limits) as server:
+
+        async def told(fault: str) -> int:
+            async with server.chat(f"{fault} 1") as response:
+                await response.read()
+                return int(response.status)
+
+        codes = dict(zip(FAULTS, await asyncio.gather(*map(told, FAULTS)), strict=True))
+        for fault, code in codes.items():  # 408: it waited for too long behind those that hang
+            expected = (200,) if fault in SOUND else (PASSED.get(fault, 502),)
+            assert code in (*expected, 408), fault
+        status = await server.until(lambda status: not status["active_requests"])
+        assert status["processing_count"] == status["queue_size"] == 0
+        assert status["total_processed"] + status["total_failed"] == len(FAULTS)
+
+
+async def test_a_header_that_is_no_ascii_harms_nobody(start: Any) -> None:
+    async with FakeEngine() as engine, start(engine) as server:
+        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "1"}]})
+        headers = {"Content-Type": "application/json; x=\u00e4"}
+        async with server.session.post(f"{server.url}/v1/chat/completions", data=body, headers=headers) as response:
+            assert response.status == 200
 
 
 # --- the end
