@@ -47,6 +47,8 @@ def none(job: JSON) -> CliError:
         return CliError(
             f"{name} is a template job: its program puts its results where it wants", f"`gpubatch logs {name}`."
         )
+    if "live" in job["spec"]["inference"].get("input", {}):
+        return CliError(f"{name} takes its requests over HTTP: its clients have the answers", f"`gpubatch why {name}`.")
     if finished(job):
         return CliError(f"{name} is {phase(job)} and has no results", f"`gpubatch why {name}` tells why.")
     return CliError(f"{name} is {phase(job)}: there are no results yet", f"`gpubatch wait {name}` waits for them.")

@@ -91,6 +91,8 @@ def standing(job: JSON, now: datetime, ahead: Sequence[JSON] = ()) -> list[str]:
         lines += _estimates(found, now)
     if found.phase in ("Failed", "Cancelled"):
         lines += _end(job)
+    if live := status.get("live"):
+        lines.append(f"  takes requests for {live['model']!r} at {live['url']}")
     lines += _inspection(status)
     lines += [f"  attempt {a['number']}: {_attempt(a, now)}" for a in status.get("attempts") or []]
     lines += _results(status)

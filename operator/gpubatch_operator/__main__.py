@@ -26,6 +26,7 @@ from gpubatch_operator.kube import progress, watch
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.lease import Elector, random_name
+from gpubatch_operator.kube.livekeys import LiveKeys
 from gpubatch_operator.kube.store import Scope, Store
 from gpubatch_operator.leadership import follow_then_lead
 from gpubatch_operator.notify.notifier import Notifier
@@ -54,7 +55,8 @@ async def serve(settings: config.Settings) -> None:
     def decide() -> dict[str, Coroutine[Any, Any, None]]:
         events = Recorder(leaders_client)
         observe.read_from(store)
-        reconciler = Reconciler(leaders_client, store, settings, events)
+        keys = LiveKeys(leaders_client, namespace, f"{instance}-live")
+        reconciler = Reconciler(leaders_client, store, settings, events, keys)
         return {
             "reconciler": reconciler.run(),
             "publisher": Publisher(leaders_client, store, reconciler).run(),

@@ -87,7 +87,7 @@ class Publisher:
         async def write(job: Job, position: int | None) -> None:
             status, estimate = copied(dict(job.status)), estimates.get(job.uid)
             if position is None:
-                publish.completing(status, estimate)
+                publish.completing(job, status, estimate)
             else:
                 publish.waiting(job, status, position, why(job), _shown(job, estimate), now)
             async with gate:
@@ -101,13 +101,7 @@ class Publisher:
             if publish.stale(job, position, why(job), _shown(job, estimates.get(job.uid)), now):
                 todo.append((job, position))
         rest = itertools.chain(
-            (
-                (j, None)
-                for j in active
-                if publish.estimate_is_stale(
-                    j.estimated_completion, e.completion if (e := estimates.get(j.uid)) else None, now
-                )
-            ),
+            ((j, None) for j in active if publish.completion_is_stale(j, estimates.get(j.uid), now)),
             (
                 (job, position)
                 for position, job in enumerate(queue[publish.EXACT :], publish.EXACT + 1)

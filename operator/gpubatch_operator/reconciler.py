@@ -29,6 +29,7 @@ from gpubatch_operator.core.trouble import Limits
 from gpubatch_operator.kube import convert, pods
 from gpubatch_operator.kube.client import STRATEGIC_PATCH, ApiError, Client
 from gpubatch_operator.kube.events import Recorder
+from gpubatch_operator.kube.livekeys import LiveKeys
 from gpubatch_operator.kube.store import Store
 from gpubatch_operator.kube.writing import job_path, write_status
 from gpubatch_operator.observe import Observer
@@ -65,8 +66,9 @@ def pod_path(pod: Pod) -> str:
 class Reconciler:
     """Owns the decisions of one operator process."""
 
-    def __init__(self, client: Client, store: Store, settings: Settings, events: Recorder) -> None:
+    def __init__(self, client: Client, store: Store, settings: Settings, events: Recorder, live_keys: LiveKeys) -> None:
         self._client, self._store, self._settings, self._events = client, store, settings, events
+        self._live_keys = live_keys
         self._limits = Limits(
             image_pull_seconds=settings.image_pull_seconds,
             start_seconds=settings.start_seconds,
@@ -295,8 +297,7 @@ class Reconciler:
                 self._store.changed.set()
             case actions.Run(attempt):
                 assert job is not None
-                raw, end = self._store.raw[job.uid], running.deadline(job, attempt)
-                await self._create(job, pods.runner_pod(raw, self._spec(job), attempt, self._settings, end))
+                await self._run_attempt(job, attempt)
             case actions.Stop(pod, reason):
                 await self._ask_to_stop(pod, reason)
             case actions.Remove(pod):
@@ -306,6 +307,21 @@ class Reconciler:
             case actions.Expire():
                 assert job is not None
                 await self._client.delete(job_path(job), job.uid)
+
+    async def _run_attempt(self, job: Job, attempt: Attempt) -> None:
+        spec, digest = self._spec(job), None
+        if spec.inference and (asked := spec.inference.input.live) and asked.key_from is None:
+            try:
+                digest = await self._live_keys.digest(job.uid)
+            except ApiError as e:
+                if e.status not in (403, 422):
+                    raise
+                message = f"{e.message} (for the key of live requests; spec.inference.input.live.keyFrom needs none)"
+                if await self._rejected(job, ApiError(e.status, e.reason, message)):
+                    raise
+                return
+        raw, end = self._store.raw[job.uid], running.deadline(job, attempt)
+        await self._create(job, pods.runner_pod(raw, spec, attempt, self._settings, end, digest))
 
     def _inspect_some(self) -> None:
         """Begin to create inspect pods for the first in order, as many as may run at a time."""

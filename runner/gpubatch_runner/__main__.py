@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from gpubatch_runner import logs
+from gpubatch_runner import live, logs
 from gpubatch_runner.contract import SPEC_ENV, Inspection, Outcome, Reason, RunSpec
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import Stopped
@@ -64,6 +64,8 @@ async def _stoppable(command: str, spec: RunSpec, environment: Environment) -> O
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, terminated.set)
+    if command == "run" and spec.live is not None:
+        return await live.run(spec, spec.live, environment, terminated)
     if command == "run":
         return await run(spec, environment, terminated)
     stop = Stop(terminated)

@@ -35,6 +35,14 @@ def tokens_of(body: bytes) -> tuple[int, int] | None:
     )
 
 
+def tokens_of_stream(end: bytes) -> tuple[int, int]:
+    """Tokens read and written by the end of a stream of events, if it reports them (`stream_options.include_usage`)."""
+    for line in reversed(end.splitlines()):
+        if line.startswith(b"data:") and b'"usage"' in line and (tokens := tokens_of(line[5:])) and any(tokens):
+            return tokens
+    return (0, 0)
+
+
 def one_line(body: bytes, is_json: bool, ok: bool) -> bytes:
     """An answer's body as one line of JSON, otherwise to the byte as it came; what isn't JSON becomes an object."""
     if not is_json:

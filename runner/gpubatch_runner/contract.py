@@ -18,7 +18,7 @@ SPEC_ENV = "GPUBATCH_RUN"
 """Name of the environment variable that holds the `RunSpec`."""
 
 PROGRESS_PORT = 9808
-"""TCP port of the pod at which the runner serves `/progress` and `/metrics`."""
+"""TCP port of the pod at which the runner serves `/progress` and `/metrics`, and takes live requests."""
 
 ENGINE_PORT = 8000
 """TCP port on the pod's loopback at which the engine listens."""
@@ -152,16 +152,31 @@ class Upload(Model):
     backoff_seconds: float = Field(default=10.0, description="Before the second attempt; doubled each time.")
 
 
+class Live(Model):
+    """Requests come by HTTP to `PROGRESS_PORT`, and not from a file. Whoever sends one shows a key."""
+
+    idle_timeout_seconds: float = Field(default=600.0, description="The run is done when nobody wanted anything.")
+    drain_seconds: float = Field(default=100.0, description="How long requests in progress may take at the end.")
+    key: str | None = Field(default=None, description="secret://NAME/KEY: the keys, one a line. None: see keyDigest.")
+    key_digest: str | None = Field(default=None, description="SHA-256 of the one key, in hexadecimal.")
+
+
 class RunSpec(Model):
-    """Everything that the runner needs to know about one attempt (or one inspection) of an inference job."""
+    """Everything that the runner needs to know about one attempt (or one inspection) of an inference job.
+
+    The requests are those of `input`, which goes with `output`; or they come by HTTP, as `live` says.
+    """
 
     job: JobRef
     run: str = Field(description="Identity of the run; the same for all attempts of one run.")
     attempt: int = Field(ge=0, description="1 for the first attempt; 0 for an inspection.")
     served_model_name: str = Field(description="What each request must name in `body.model`.")
-    input: str = Field(description="URL: s3://, gs://, az://, http(s)://, configmap://, pvc://; or secret://NAME/KEY.")
-    output: str = Field(
-        description="URL of the output file: s3://, gs://, az://, pvc://, http(s):// (PUT); or secret://."
+    live: Live | None = None
+    input: str | None = Field(
+        default=None, description="URL: s3://, gs://, az://, http(s)://, configmap://, pvc://; or secret://NAME/KEY."
+    )
+    output: str | None = Field(
+        default=None, description="URL of the output file: s3://, gs://, az://, pvc://, http(s):// (PUT); or secret://."
     )
     errors: str | None = Field(
         default=None,
@@ -237,6 +252,7 @@ class Progress(Model):
     engine_proven: bool = Field(
         default=False, description="Whether the engine has answered a request since it last came up."
     )
+    live: bool = Field(default=False, description="Whether requests come by HTTP: nobody knows how many will.")
     percent: float | None = Field(default=None, ge=0, le=100, description="Where nothing is counted.")
     remaining_seconds: float | None = Field(default=None, ge=0, le=1e9)
     metrics: dict[Annotated[str, Field(max_length=63)], FiniteFloat] = Field(

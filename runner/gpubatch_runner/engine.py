@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from gpubatch_runner.answers import tokens_of
 from gpubatch_runner.concurrency import Load
 from gpubatch_runner.contract import EngineInfo
-from gpubatch_runner.http1 import ConnectionLostError, Connections, FileBody
+from gpubatch_runner.http1 import ConnectionLostError, Connections, FileBody, Stream
 
 _DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
 """What vLLM's HTTP server answers, with 500, once its engine process has died."""
@@ -58,7 +58,7 @@ class Answer:
     @property
     def engine_is_dead(self) -> bool:
         """The HTTP server lives and says that the engine behind it does not."""
-        return self.status >= 500 and any(text in self.body for text in _DEAD)
+        return says_dead(self.status, self.body)
 
 
 class EngineClient:
@@ -141,6 +141,27 @@ class EngineClient:
             b"json" in headers.get(b"content-type", b"json"),
             tokens_of(answer.body),
         )
+
+    async def stream(self, path: str, payload: bytes | FileBody, content_type: str, request_id: str) -> Stream:
+        """Posts one request; returns when its answer begins.
+
+        Args:
+            path: The endpoint.
+            payload: The body.
+            content_type: Of the body.
+            request_id: What the engine is told to call it in its logs.
+
+        Raises:
+            NotConnectedError, ConnectionLostError: See there.
+        """
+        return await self._connections.stream(
+            self._prefix + path, payload, content_type, f"X-Request-Id: {request_id}\r\n"
+        )
+
+
+def says_dead(status: int, body: bytes) -> bool:
+    """Whether an answer means: the HTTP server lives, and the engine behind it does not."""
+    return status >= 500 and any(text in body for text in _DEAD)
 
 
 def load_of(metrics: bytes) -> Load | None:

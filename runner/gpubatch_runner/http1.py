@@ -2,12 +2,14 @@
 
 A general client costs several times the processor time for each request, and the runner shares its node with the
 engine. An answer's length may be given, chunked or ended by the end of the connection (RFC 9112, 6.3); what an answer
-sends beyond its own length costs the connection, never the answer.
+sends beyond its own length costs the connection, never the answer. It is waited for (`Connections.request`), or passed
+on as it comes (`Connections.stream`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,16 @@ MAX_BODY = 128 * 1024 * 1024
 
 _JOIN_BELOW = 64 * 1024
 _FILE_CHUNK = 256 * 1024
+_STREAM_AHEAD = 256 * 1024
+"""Bytes of a stream that wait for their reader; the engine is not read any further then."""
 
 
 class ConnectionLostError(Exception):
     """The engine refused, closed or broke the connection before its answer was complete, or didn't speak HTTP."""
+
+
+class NotConnectedError(ConnectionLostError):
+    """There was no connection: nothing of the request has reached the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +55,14 @@ class FileBody:
 
 
 class _Parser:
-    """One answer out of the bytes of a connection."""
+    """One answer out of the bytes of a connection.
 
-    def __init__(self) -> None:
+    Args:
+        stream: Gets the head and each part of the body, which isn't kept then.
+    """
+
+    def __init__(self, stream: Stream | None = None) -> None:
+        self._stream = stream
         self.keep = False
         """Whether the connection may be used again."""
         self.rest = b""
@@ -99,6 +112,8 @@ class _Parser:
             self._headers[name.lower()] = value.strip()
         if self._status < 200:  # 100 Continue and its like come before the answer
             return self._feed_head(rest)
+        if self._stream is not None:
+            self._stream.begin(self._status, self._headers)
         self.keep = version == b"HTTP/1.1" and b"close" not in self._headers.get(b"connection", b"").lower()
         if self._headers.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
             self._feed = self._feed_chunks
@@ -120,9 +135,9 @@ class _Parser:
         assert self._missing is not None
         if len(data) < self._missing:
             self._missing -= len(data)
-            self._parts.append(data)
+            self._keep_part(data)
             return None
-        self._parts.append(data[: self._missing])
+        self._keep_part(data[: self._missing])
         return self._complete(data[self._missing :])
 
     def _feed_until_the_end(self, data: bytes) -> RawAnswer | None:
@@ -163,6 +178,9 @@ class _Parser:
         return self._complete(bytes(buffer[stop + 4 :]))
 
     def _keep_part(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.part(data)
+            return
         self._parts.append(data)
         self._size += len(data)
         if self._size > MAX_BODY:
@@ -172,6 +190,106 @@ class _Parser:
         self.rest = rest
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         return RawAnswer(self._status, self._headers, body)
+
+
+class Stream:
+    """An answer whose body is passed on as it comes, part by part.
+
+    Args:
+        connection: Where it comes from.
+        answer: Done when the answer is complete, or broken.
+    """
+
+    def __init__(self, connection: Connection, answer: asyncio.Future[RawAnswer]) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self._connection = connection
+        self._answer = answer
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        answer.add_done_callback(self._end)
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, if the head tells them."""
+        text = self.headers.get(b"content-length", b"")
+        return int(text) if text.isdigit() else None
+
+    async def begun(self) -> None:
+        """Returns once status and headers are there.
+
+        Raises:
+            ConnectionLostError: See there.
+        """
+        while not self.status:
+            await self._more()
+
+    async def next(self) -> bytes | None:
+        """The next part of the body, as it came; None after the last.
+
+        Raises:
+            ConnectionLostError: The answer broke off.
+        """
+        while not self._parts:
+            if self._answer.done():
+                self._answer.result()
+                return None
+            await self._more()
+        data = self._parts.popleft()
+        self._size -= len(data)
+        if self._size <= _STREAM_AHEAD and not self._answer.done():
+            self._connection.read_on(True)
+        return data
+
+    async def read(self) -> bytes:
+        """The rest of the body.
+
+        Raises:
+            ConnectionLostError: The answer broke off, or is too long.
+        """
+        parts, size = [], 0
+        while (part := await self.next()) is not None:
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BODY:
+                raise ConnectionLostError(f"its answer is longer than {MAX_BODY} bytes")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Nobody reads on: unless all has come, the connection is dropped, by which the engine sees that."""
+        if not self._answer.done():
+            self._connection.close()
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """The head has come."""
+        self.status, self.headers = status, headers
+        self._wake()
+
+    def part(self, data: bytes) -> None:
+        """A part of the body has come."""
+        if not data:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _STREAM_AHEAD:
+            self._connection.read_on(False)
+        self._wake()
+
+    def _end(self, answer: asyncio.Future[RawAnswer]) -> None:
+        if not answer.cancelled():
+            answer.exception()  # whoever reads gets it; nobody may
+        self._wake()
+
+    async def _more(self) -> None:
+        if self._answer.done():
+            self._answer.result()
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Connection(asyncio.Protocol):
@@ -196,27 +314,57 @@ class Connection(asyncio.Protocol):
         Raises:
             ConnectionLostError: See there.
         """
-        transport = self._transport
-        assert transport is not None
         answer: asyncio.Future[RawAnswer] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._parser = _Parser()
         try:
-            if isinstance(body, FileBody):
-                await self._send_file(transport, head, body, answer)
-            elif len(body) < _JOIN_BELOW:
-                transport.write(head + body)
-            else:
-                transport.writelines((head, body))
+            await self._send(head, body, answer)
             return await answer
         except BaseException:
             self.close()
             raise
 
+    async def stream(self, head: bytes, body: bytes | FileBody) -> Stream:
+        """Sends one request; returns when its answer begins.
+
+        Raises:
+            ConnectionLostError: See there.
+        """
+        answer: asyncio.Future[RawAnswer] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        stream = Stream(self, answer)
+        self._parser = _Parser(stream)
+        try:
+            await self._send(head, body, answer)
+            await stream.begun()
+        except BaseException:
+            self.close()
+            raise
+        return stream
+
     def close(self) -> None:
         """Drops the connection."""
         if self._transport is not None:
             self._transport.abort()
+
+    def read_on(self, wanted: bool) -> None:
+        """Whether more of the answer is read now."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    async def _send(self, head: bytes, body: bytes | FileBody, answer: asyncio.Future[RawAnswer]) -> None:
+        transport = self._transport
+        assert transport is not None
+        if isinstance(body, FileBody):
+            await self._send_file(transport, head, body, answer)
+        elif len(body) < _JOIN_BELOW:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
 
     async def _send_file(
         self, transport: asyncio.Transport, head: bytes, body: FileBody, answer: asyncio.Future[RawAnswer]
@@ -249,6 +397,7 @@ class Connection(asyncio.Protocol):
             return
         if answer is not None:
             self._answer.set_result(answer)  # before anybody else may use the connection
+            self.read_on(True)
             if self._parser.keep and not self._parser.rest and self._writable is None:
                 self._on_free(self)
             else:
@@ -303,12 +452,31 @@ class Connections:
         Raises:
             ConnectionLostError: See there.
         """
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: {self._name}\r\nContent-Type: {content_type}\r\n"
-            f"Accept: */*\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head = self._head(method, path, body, content_type)
         connection = self._take() or await self._open()
-        return await connection.exchange(head.encode(), body)
+        return await connection.exchange(head, body)
+
+    async def stream(self, path: str, body: bytes | FileBody, content_type: str, more: str = "") -> Stream:
+        """One post, and its answer from its beginning on.
+
+        Args:
+            path: Of the server.
+            body: What is posted.
+            content_type: Of the body.
+            more: Lines of headers, each with its end.
+
+        Raises:
+            NotConnectedError, ConnectionLostError: See there.
+        """
+        head = self._head("POST", path, body, content_type, more)
+        connection = self._take() or await self._open()
+        return await connection.stream(head, body)
+
+    def _head(self, method: str, path: str, body: bytes | FileBody, content_type: str, more: str = "") -> bytes:
+        return (
+            f"{method} {path} HTTP/1.1\r\nHost: {self._name}\r\nContent-Type: {content_type}\r\n"
+            f"Accept: */*\r\n{more}Content-Length: {len(body)}\r\n\r\n"
+        ).encode()
 
     def close(self) -> None:
         """Drops the idle connections."""
@@ -330,7 +498,7 @@ class Connections:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(lambda: Connection(self._free), self._host, self._port)
         except OSError as error:
-            raise ConnectionLostError(str(error) or type(error).__name__) from error
+            raise NotConnectedError(str(error) or type(error).__name__) from error
         return connection
 
     def _free(self, connection: Connection) -> None:

@@ -171,6 +171,8 @@ def of_job(spec: RunSpec, environment: Environment) -> JobLocations:
     Raises:
         InputUnreadable, OutputNotWritable: A URL is not one that its field takes.
     """
+    assert spec.input is not None, "a live run has no files"
+    assert spec.output is not None, "an input goes with an output"
     output = parse(spec.output, OUTPUT_FIELD, environment)
     errors = parse(spec.errors, ERRORS_FIELD, environment) if spec.errors else None
     if errors is None and output.is_place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -33,6 +33,8 @@ class RunProgress:
         self.input_tokens = 0
         self.output_tokens = 0
         self.engine_proven = False
+        self.live: Callable[[], str] | None = None
+        """Of a live run: says what it is doing at this moment."""
         self.seconds: dict[str, float] = seconds if seconds is not None else {}
         self.metrics = Metrics()
         self.metrics.registry.register(_Counts(self))
@@ -80,9 +82,10 @@ class RunProgress:
     def picture(self) -> Progress:
         """The contract's picture of this moment."""
         self.tick()
+        now = self.live() if self.live is not None and self.stage is Stage.PROCESSING else ""
         return Progress(
             stage=self.stage,
-            message=" ".join(filter(None, (self.message, self.note))),
+            message=" ".join(filter(None, (self.message, now, self.note))),
             total=self.total,
             completed=self.completed,
             failed=self.failed,
@@ -90,6 +93,7 @@ class RunProgress:
             usage=self.usage,
             processing_seconds=round(self.seconds.get(Stage.PROCESSING, 0.0), 3),
             engine_proven=self.engine_proven,
+            live=self.live is not None,
             time=datetime.now(UTC),
         )
 
@@ -127,6 +131,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.retries = Counter(
             "gpubatch_runner_retries", "Requests sent again (429, 5xx, broken connection).", registry=self.registry
+        )
+        self.refused = Counter(
+            "gpubatch_runner_refused_requests", "Live requests that came to a full queue.", registry=self.registry
         )
         self.engine_deaths = Counter(
             "gpubatch_runner_engine_deaths", "Times that the engine died.", registry=self.registry

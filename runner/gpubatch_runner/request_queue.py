@@ -1,7 +1,8 @@
 """The requests between the input and the engine: which wait, which are at the engine, how each ended.
 
-What `GET /v1/queue/status` and `GET /v1/queue/request/{id}` show. It is filled from the input as it empties, so it
-refuses nobody; that it is short keeps memory flat and lets files be fetched ahead.
+What `GET /v1/queue/status` and `GET /v1/queue/request/{id}` show. Of a batch it is filled from the input as it empties,
+so it refuses nobody; that it is short keeps memory flat and lets files be fetched ahead. Of a live run clients fill it,
+and are refused when it is full.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ TYPES = {
     "/v1/score": "score",
     "/v1/rerank": "rerank",
 }
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may."""
 
 
 class State(StrEnum):
@@ -95,6 +100,28 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def active(self) -> int:
+        """Requests that wait or are at the engine."""
+        return len(self._active)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests at the engine."""
+        return self._processing
+
+    def offer(self, custom_id: str, url: str, free: int) -> Item:
+        """A client's request comes; `free` of those that wait could go to the engine at once.
+
+        Raises:
+            QueueFullError: It has no place.
+        """
+        if len(self._active) - self._processing >= self.max_size + free:
+            raise QueueFullError
+        self._queued += 1
+        item = self._active[custom_id] = Item(Request(self._queued, custom_id, url, b""), self._clock())
+        return item
+
     def take(self, room: float) -> Item | None:
         """The next request, if it has at most `room` bytes."""
         if not self._waiting or len(self._waiting[0].request.payload) > room:
@@ -115,8 +142,9 @@ class RequestQueue:
         self._processing -= 1
 
     def ended(self, item: Item, state: State, error: str | None) -> None:
-        """It has its result."""
-        self._processing -= 1
+        """It has its result, or nobody waits for one any more."""
+        if item.state is State.PROCESSING:
+            self._processing -= 1
         if state is State.COMPLETED:
             self._completed += 1
         else:

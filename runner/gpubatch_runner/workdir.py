@@ -17,6 +17,15 @@ from pydantic import BaseModel
 from gpubatch_runner.failures import InternalError
 
 
+class Served(BaseModel):
+    """What a live run has answered so far."""
+
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
 class State(BaseModel):
     """What a restarted container must know, beside the journal."""
 
@@ -29,6 +38,8 @@ class State(BaseModel):
     engine_answered: bool = False
     seconds: dict[str, float] = {}
     """Seconds spent in each stage so far."""
+    served: Served = Served()
+    """Of a live run, which keeps no journal."""
 
 
 class Workdir:

@@ -33,7 +33,11 @@ REFUSED = [
     ("spec.inference.input.url", "ftp://host/file", "input.url must be s3://"),
     ("spec.inference.output.url", "configmap://name/key", "url must be s3://BUCKET/KEY, gs://BUCKET/KEY"),
     ("spec.inference.output", {}, "set exactly one of url and urlFrom"),
-    ("spec.inference.input.urlFrom", {"secretKeyRef": {"name": "a", "key": "b"}}, "set exactly one of url and urlFrom"),
+    (
+        "spec.inference.input.urlFrom",
+        {"secretKeyRef": {"name": "a", "key": "b"}},
+        "one of url, urlFrom and live",
+    ),
     ("spec.inference.errors", {"urlFrom": {"secretKeyRef": {"name": "a", "key": "../b"}}}, "secretKeyRef.key"),
     ("spec.inference.checkpoint", {"url": "https://host/file"}, "url must be s3://BUCKET/KEY, gs://BUCKET/KEY"),
     ("spec.inference.upload.attempts", 0, "spec.inference.upload.attempts"),

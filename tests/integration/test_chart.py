@@ -142,7 +142,7 @@ def test_of_its_own_objects_it_touches_only_those_with_its_name(helm: str) -> No
     assert {r["resources"][0] for r in role["rules"] if "resourceNames" not in r and r["verbs"] != ["create"]} == set()
     named = {(r["resources"][0], *r["resourceNames"]) for r in role["rules"] if "resourceNames" in r}
     maps = {("configmaps", "ours-queue"), ("configmaps", "ours-totals")}
-    assert named == {("leases", "ours"), ("secrets", "ours-admission"), *maps}
+    assert named == {("leases", "ours"), ("secrets", "ours-admission"), ("secrets", "ours-live"), *maps}
     [cluster] = [r for r in only(render(helm), "ClusterRole", "-operator")["rules"] if "resourceNames" in r]
     assert cluster["resourceNames"] == [only(render(helm), "ValidatingWebhookConfiguration")["metadata"]["name"]]
 
@@ -177,7 +177,7 @@ def test_reading_secrets_can_be_narrowed_or_switched_off(helm: str) -> None:
     off = render(helm, "--set", "rbac.webhookSecrets.enabled=false,rbac.webhookSecrets.namespaces={search}")
     others = [o for o in off if o["kind"] in ("Role", "ClusterRole")]
     reads = [r for o in others for r in o["rules"] if "secrets" in r["resources"] and "get" in r["verbs"]]
-    assert [r.get("resourceNames") for r in reads] == [["gpubatch-admission"]], "only its own certificate"
+    assert [r.get("resourceNames") for r in reads] == [["gpubatch-admission"], ["gpubatch-live"]], "only its own"
 
 
 def test_runners_never_preempt(helm: str) -> None:
@@ -192,6 +192,13 @@ def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> N
     assert policy["metadata"]["namespace"] == "search"
     [rule] = policy["spec"]["ingress"]
     assert rule["ports"] == [{"port": 9808}]
+    clients = "networkPolicy.liveFrom[0].podSelector.matchLabels.app=chat"
+    more = render(helm, "--set", f"networkPolicy.runnerNamespaces={{search}},{clients}")
+    peers = [{"podSelector": {"matchLabels": {"app": "chat"}}}]
+    assert only(more, "NetworkPolicy", "-runners")["spec"]["ingress"] == [
+        rule,
+        {"from": peers, "ports": [{"port": 9808}]},
+    ]
 
 
 def test_ports_that_serve_nothing_disappear(helm: str) -> None:

@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "folder", ["examples", "hack/demo_lib/overlay", "examples/templates", "examples/presigned", "examples/scoring"]
+    "folder",
+    [
+        "examples",
+        "hack/demo_lib/overlay",
+        "examples/templates",
+        "examples/presigned",
+        "examples/scoring",
+        "examples/live",
+    ],
 )
 def test_examples_are_valid(kubeconfig: Path, folder: str) -> None:
     kubectl = subprocess.check_output([ROOT / "hack" / "cluster", "tool", "kubectl"], text=True).strip()

@@ -57,14 +57,7 @@ def batch(
         spec: More of spec.
     """
     work = {
-        "model": MODELS[model],
-        "servedModelName": model,
-        "engine": {
-            "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256" if model == "minilm" else "512"],
-            "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}, {"name": "HF_HUB_OFFLINE", "value": "1"}],
-            "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
-            **(engine or {}),
-        },
+        **_engine(model, engine),
         "input": {"url": f"{BUCKET}/{name}.jsonl"},
         "output": {"url": f"{BUCKET}/{name}.out.jsonl"},
         "errors": {"url": f"{BUCKET}/{name}.errors.jsonl"},
@@ -72,3 +65,30 @@ def batch(
         **(inference or {}),
     }
     return job(name, inference=work, **spec)
+
+
+def live(name: str, live: JSON, inference: JSON | None = None, **spec: Any) -> JSON:
+    """A job that takes chats over HTTP and has them answered by a real vLLM on the CPU.
+
+    Args:
+        name: Of the job.
+        live: Of spec.inference.input.live.
+        inference: More of spec.inference.
+        spec: More of spec.
+    """
+    work = {**_engine("chat", None), "input": {"live": live}, **(inference or {})}
+    return job(name, inference=work, **spec)
+
+
+def _engine(model: str, more: JSON | None) -> JSON:
+    """What a job with a real vLLM says of model and engine."""
+    return {
+        "model": MODELS[model],
+        "servedModelName": model,
+        "engine": {
+            "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256" if model == "minilm" else "512"],
+            "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}, {"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
+            **(more or {}),
+        },
+    }

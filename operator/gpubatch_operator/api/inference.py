@@ -1,4 +1,5 @@
-"""`spec.inference` of a `GPUBatchJob`: requests from a file, the engine that answers them, and where results go."""
+"""`spec.inference` of a `GPUBatchJob`: requests from a file or over HTTP, the engine that answers them, and where
+results go."""
 
 from __future__ import annotations
 
@@ -78,14 +79,22 @@ class SecretKey(ApiModel):
 
     name: Name = Field(description="Name of the Secret.")
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
-        description="Its key; the value is a URL and nothing else."
+        description="Its key."
     )
 
 
 class UrlSource(ApiModel):
     """Where a URL is read from, by the runner and each time that it is needed: a renewed one counts at once."""
 
-    secret_key_ref: SecretKey = Field(description="A Secret's key: a presigned URL is a credential.")
+    secret_key_ref: SecretKey = Field(
+        description="A Secret's key whose value is the URL and nothing else: a presigned URL is a credential."
+    )
+
+
+class KeySource(ApiModel):
+    """Where the keys of live requests are read from, by the runner: renewed ones count at once."""
+
+    secret_key_ref: SecretKey = Field(description="A Secret's key whose value is one key a line.")
 
 
 Url = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -100,10 +109,32 @@ def urls(pattern: str, message: str) -> JsonDict:
     return {"x-kubernetes-validations": [rule(f"self.matches('{pattern}')", message)]}
 
 
+class Live(ApiModel):
+    """Requests come over HTTP while the job runs, to where status.live says."""
+
+    idle_timeout_seconds: Seconds = Field(
+        default=600, description="The job has succeeded when nobody wanted anything for so long."
+    )
+    key_from: KeySource | None = Field(
+        default=None,
+        description="The key that clients show (Authorization: Bearer KEY). Default: one that the operator derives for "
+        "this job alone, and that only the gateway knows.",
+    )
+
+
 class Input(ApiModel):
     """Where the requests are."""
 
-    model_config = ConfigDict(json_schema_extra=ONE_URL)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "[has(self.url), has(self.urlFrom), has(self.live)].filter(given, given).size() == 1",
+                    "set exactly one of url, urlFrom and live",
+                )
+            ]
+        }
+    )
 
     url: Url | None = Field(
         default=None,
@@ -116,6 +147,10 @@ class Input(ApiModel):
     )
     url_from: UrlSource | None = Field(
         default=None, description="The URL out of a Secret: s3://, gs://, az:// or http(s)://."
+    )
+    live: Live | None = Field(
+        default=None,
+        description="No file: the runner takes requests over HTTP, and ends when nobody sends any. Needs no output.",
     )
 
 
@@ -183,7 +218,24 @@ class Upload(ApiModel):
 
 
 class Inference(ApiModel):
-    """A file of OpenAI-format requests, answered by an engine that the job brings up for itself."""
+    """OpenAI-format requests, from a file or over HTTP, answered by an engine that the job brings up for itself."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("has(self.input.live) || has(self.output)", "output is missing; set output.url or output.urlFrom"),
+                rule(
+                    "!has(self.input.live) || !has(self.output) && !has(self.errors) && !has(self.checkpoint)",
+                    "input.live has no files: its clients get the answers; remove output, errors and checkpoint",
+                ),
+                rule(
+                    "!has(self.input.live) || self.outputOrder == 'Completion' && self.requestOrder == 'Auto' && "
+                    "self.invalidRequests == 'Skip'",
+                    "outputOrder, requestOrder and invalidRequests are about files; remove them, or input.live",
+                ),
+            ]
+        }
+    )
 
     model: Annotated[str, Field(min_length=1, max_length=512)] = Field(
         description="Hub id or path of the model, passed to the engine as --model."
@@ -193,7 +245,10 @@ class Inference(ApiModel):
     )
     engine: Engine = Field(default=Engine(), description="The engine: image, arguments, resources, volumes.")
     input: Input = Field(description="The requests.")
-    output: Output = Field(description="The answers, one line a request, in the format of OpenAI's Batch API.")
+    output: Output | None = Field(
+        default=None,
+        description="The answers, one line a request, in the format of OpenAI's Batch API. Needed unless input.live.",
+    )
     errors: Output | None = Field(
         default=None,
         description="Failed requests and invalid lines. Default: the output's URL with '.errors.jsonl' appended; where "
@@ -217,10 +272,13 @@ class Inference(ApiModel):
         "short but never empty.",
     )
     max_queue_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=100, description="Requests that the runner holds ready beside those in flight."
+        default=100,
+        description="Requests that the runner holds ready beside those in flight. A live one beyond that gets 503.",
     )
     max_request_retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        default=3, description="Retries of one request after 429, 5xx or a broken connection; then that is its answer."
+        default=3,
+        description="Retries of one request after 429, 5xx or a broken connection; then that is its answer. A live one "
+        "is tried again only after a broken connection.",
     )
     request_order: Literal["Auto", "Input"] = Field(
         default="Auto",
@@ -228,7 +286,9 @@ class Inference(ApiModel):
         "pays, so that the engine computes a shared beginning once. Input: as they stand in the input.",
     )
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
-        default=300, description="A request without an answer by then is recorded as failed with code 408."
+        default=300,
+        description="A request without an answer by then is recorded as failed with code 408. Of a live one the time "
+        "in the queue counts too, and of a stream that between two parts.",
     )
     invalid_requests: Literal["Skip", "Fail"] = Field(
         default="Skip",

@@ -85,13 +85,22 @@ class Attempt(ApiModel):
     )
 
 
+class Live(ApiModel):
+    """Where a job that takes requests over HTTP is reachable now."""
+
+    url: Annotated[str, Field(max_length=256)] = Field(
+        description="Base URL as OpenAI's clients take it, of the pod itself: http://ADDRESS:9808/v1."
+    )
+    model: Annotated[str, Field(max_length=512)] = Field(description="What requests name in body.model.")
+
+
 class Progress(ApiModel):
     """How far the run has come. Written at a change of stage, at each percent or every 30 s, no oftener."""
 
     stage: Annotated[str, Field(max_length=64)]
     message: Message | None = None
     summary: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="For people: 120/300 (40%), or 40%."
+        default=None, description="For people: 120/300 (40%), or 40%; 120 served where requests come over HTTP."
     )
     total: int | None = None
     completed: int | None = None
@@ -234,6 +243,9 @@ class JobStatus(ApiModel):
     lost_attempts: int | None = Field(default=None, description="Of this run; ten fail the job.")
     completion_time: Time | None = None
     progress: Progress | None = None
+    live: Live | None = Field(
+        default=None, description="Where requests are taken, while they are: set once the runner answers."
+    )
     results: Results | None = None
     announced_percent: int | None = Field(
         default=None, description="The percentage at which webhooks were last told of the run's progress."

@@ -139,6 +139,7 @@ class Job:
     shape: Shape
     inference: bool
     model: str  # what its speed is learned by: the model of an inference job, the image of a template
+    live: str | None  # the model that it serves over HTTP; None if its work is known from the start
     hint: float | None  # the user's own estimate, seconds
     webhooks: tuple[Hook, ...]
     phase: Phase | None
@@ -226,6 +227,7 @@ class Pod:
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
     reports: bool = True  # something in it can be asked for its progress
     last_report: ProgressReport | None = None  # the last words of a template pod's sidecar
+    address: str | None = None  # where its runner answers: host:port
 
     @property
     def finished(self) -> bool:

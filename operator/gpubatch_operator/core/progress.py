@@ -34,6 +34,7 @@ class ProgressReport:
     at: float
     share: float | None = None  # 0 to 100, where it was said and nothing is counted
     engine_proven: bool = False  # the engine has answered a request since it last came up
+    live: bool = False  # requests come over HTTP: nobody knows how many will
     remaining_seconds: float | None = None  # the program's own estimate, or by what was seen
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -71,7 +72,7 @@ def finish(status: JSON, last: ProgressReport | None, succeeded: bool) -> None:
         status["progress"].pop(key, None)
 
 
-def conclude(status: JSON, outcome: JSON, now: float) -> None:
+def conclude(status: JSON, outcome: JSON, now: float, live: bool = False) -> None:
     """Put the results and the last progress of an outcome (the runner's document) into `status`, in place."""
     keys = ("output", "errors", "total", "completed", "failed", "usage", "timings")
     status["results"] = {k: outcome[k] for k in keys if outcome.get(k) is not None}
@@ -87,6 +88,7 @@ def conclude(status: JSON, outcome: JSON, now: float) -> None:
         output_tokens=usage.get("outputTokens", 0),
         processing_seconds=timings.get("processing", 0.0),
         at=now,
+        live=live,
     )
     status["progress"] = _document(report)
 
@@ -98,11 +100,7 @@ def _document(report: ProgressReport) -> JSON:
     out = {
         "stage": report.stage,
         "message": report.message[:1024] or None,
-        "summary": None
-        if percent is None
-        else f"{done}/{report.total} ({percent}%)"
-        if report.total
-        else f"{percent}%",
+        "summary": _summary(report),
         "total": report.total,
         "completed": report.completed if counted else None,
         "failed": report.failed if counted else None,
@@ -116,6 +114,15 @@ def _document(report: ProgressReport) -> JSON:
         "lastHeartbeatTime": iso(report.at),
     }
     return {k: v for k, v in out.items() if v is not None}
+
+
+def _summary(report: ProgressReport) -> str | None:
+    done, percent = report.completed + report.failed, report.percent
+    if report.live:
+        return f"{done} served" if done or report.stage not in STARTING else None
+    if percent is None:
+        return None
+    return f"{done}/{report.total} ({percent}%)" if report.total else f"{percent}%"
 
 
 def _newsworthy(old: JSON, report: ProgressReport) -> bool:

@@ -50,8 +50,23 @@ def stale(
         position_is_stale(job.position, position, settled)
         or (job.phase is Phase.QUEUED and (job.status.get("pending") or {}).get("reason") != blocker[0].value)
         or estimate_is_stale(job.estimated_start, estimate.start if estimate else None, now)
-        or estimate_is_stale(job.estimated_completion, estimate.completion if estimate else None, now)
+        or completion_is_stale(job, estimate, now)
     )
+
+
+def completion_is_stale(job: Job, estimate: Estimate | None, now: float) -> bool:
+    """Whether the published estimate of the completion should be replaced."""
+    return estimate_is_stale(job.estimated_completion, completion(job, estimate)[0], now)
+
+
+def completion(job: Job, estimate: Estimate | None) -> tuple[float | None, float | None]:
+    """Median and bound of the completion. A live job has none: it ends when nobody wants it any more.
+
+    The estimator has a law for it all the same, by what such jobs took: those who wait for its slot need one.
+    """
+    if estimate is None or job.live is not None:
+        return None, None
+    return estimate.completion, estimate.completion_p90
 
 
 class Blockers:
@@ -124,13 +139,14 @@ def waiting(
             status["pending"]["nextStep"] = step
     estimated(status, "estimatedStartTime", estimate.start if estimate else None)
     estimated(status, "estimatedStartTimeP90", estimate.start_p90 if estimate else None)
-    completing(status, estimate)
+    completing(job, status, estimate)
 
 
-def completing(status: JSON, estimate: Estimate | None) -> None:
+def completing(job: Job, status: JSON, estimate: Estimate | None) -> None:
     """The status with the estimates of the completion put in, in place."""
-    estimated(status, "estimatedCompletionTime", estimate.completion if estimate else None)
-    estimated(status, "estimatedCompletionTimeP90", estimate.completion_p90 if estimate else None)
+    median, bound = completion(job, estimate)
+    estimated(status, "estimatedCompletionTime", median)
+    estimated(status, "estimatedCompletionTimeP90", bound)
 
 
 def slip(job: Job, position: int, estimate: Estimate | None, now: float) -> str | None:

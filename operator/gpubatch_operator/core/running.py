@@ -56,6 +56,7 @@ def advance(
     silent_since: float | None,
 ) -> Step:
     """The next step of a job with an attempt; see `lifecycle.advance`."""
+    status.pop("live", None)  # unless its runner is found to be well
     attempt = job.attempt
     assert attempt is not None, "an active job has an attempt: both are written at once"
     pod = next((p for p in pods if p.kind == "run" and p.attempt == attempt.number), None)
@@ -153,6 +154,8 @@ def _progressing(
 ) -> JSON:
     """The status of a job whose pod lives: how far it has come, and whether it still starts."""
     progress.update(status, report, pod.started, job.inference)
+    if job.live is not None and pod.address is not None and not pod.deleting and (report or "live" in job.status):
+        status["live"] = {"url": f"http://{pod.address}/v1", "model": job.live}
     if job.phase is Phase.STARTING and status["progress"]["stage"] not in progress.STARTING:
         status["phase"] = Phase.RUNNING.value
     unresponsive = any(c["type"] == "Unresponsive" and c["status"] == "True" for c in status.get("conditions", []))
@@ -197,12 +200,13 @@ def _ended(job: Job, status: JSON, attempt: Attempt, pod: Pod, now: float) -> JS
 def _outcome(job: Job, status: JSON, attempt: Attempt, outcome: JSON, now: float) -> JSON:
     reason, message = outcome.get("reason"), outcome.get("message", "")
     if outcome["succeeded"]:
-        progress.conclude(status, outcome, now)
+        progress.conclude(status, outcome, now, job.live is not None)
         told = f"{outcome.get('completed', 0)} requests answered, {outcome.get('failed', 0)} failed"
+        told += f"; {message}" if message else ""
         return endings.succeed(job, status, attempt, told, now)
     if reason == INTERRUPTED and attempt.state is not AttemptState.STOPPING:
         return _ended_without_word(job, status, attempt, "it was interrupted", now)
-    progress.conclude(status, outcome, now)
+    progress.conclude(status, outcome, now, job.live is not None)
     if attempt.state is AttemptState.STOPPING:
         return endings.stopped(job, status, attempt, attempt.reason or Reason.LOST, now)
     if reason in BY_REQUEST:

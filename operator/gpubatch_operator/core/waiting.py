@@ -16,7 +16,7 @@ from gpubatch_operator.core.trouble import Limits, trouble_of
 
 BEING_CHECKED = {"reason": Reason.VALIDATING.value, "message": "The input is being read and checked."}
 FORGOTTEN = (
-    *("conditions", "inspection", "results", "progress", "pending", "nodeName", "podName", "completionTime"),
+    *("conditions", "inspection", "results", "progress", "live", "pending", "nodeName", "podName", "completionTime"),
     *("startTime", "firstStartTime", "activeSeconds", "failedAttempts", "lostAttempts"),
     *("queuePosition", "announcedPercent", *ESTIMATES),
 )
@@ -108,7 +108,7 @@ def _enter(job: Job, status: JSON, now: float, hold: Hold | None, validated: boo
         conditions.put(status, "Suspended", False, Reason.RESUMED, message, now, job.generation)
     if hold is not None:
         return held(status, hold)
-    if job.inference and not validated:
+    if job.inference and job.live is None and not validated:
         status |= {"phase": Phase.VALIDATING.value, "pending": dict(BEING_CHECKED)}
     else:
         status["phase"] = Phase.QUEUED.value

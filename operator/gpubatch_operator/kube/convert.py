@@ -32,7 +32,7 @@ from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.privileges import asked_for, extra_gpus
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.reasons import Reason
-from gpubatch_runner.contract import STOP_ANNOTATION, Progress
+from gpubatch_runner.contract import PROGRESS_PORT, STOP_ANNOTATION, Progress
 
 JSON = dict[str, Any]
 
@@ -91,6 +91,7 @@ def job_of(raw: JSON, max_priority: int | None = None) -> Job:
         shape=shape_of(spec),
         inference=spec.inference is not None,
         model=_model(spec),
+        live=_live(spec),
         hint=spec.estimated_duration_seconds,
         webhooks=tuple(_hook(key, w) for key, w in receivers(spec.webhooks).items()),
         phase=Phase(status["phase"]) if "phase" in status else None,
@@ -246,6 +247,7 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         engine_down=bool(engine) and "running" not in engine_state,
         engine_end=_end(engine_state.get("terminated") or (engine.get("lastState") or {}).get("terminated")),
         reports=not _is_template(spec) or SIDECAR in _sidecars(spec),
+        address=f"{host(status['podIP'])}:{PROGRESS_PORT}" if status.get("podIP") else None,
         last_report=_report(((sidecar.get("state") or {}).get("terminated") or {}).get("message")),
     )
 
@@ -320,6 +322,7 @@ def report_of(p: Progress) -> ProgressReport:
         processing_seconds=p.processing_seconds,
         at=p.time.timestamp(),
         engine_proven=p.engine_proven,
+        live=p.live,
         share=p.percent,
         remaining_seconds=p.remaining_seconds,
         metrics=p.metrics,
@@ -389,6 +392,16 @@ def _model(spec: JobSpec) -> str:
         return spec.inference.model
     assert spec.template is not None, "the CRD demands one of the two"
     return str(spec.template.spec.containers[0].raw().get("image", ""))
+
+
+def _live(spec: JobSpec) -> str | None:
+    work = spec.inference
+    return None if work is None or work.input.live is None else work.served_model_name or work.model
+
+
+def host(ip: str) -> str:
+    """An address as URLs have it."""
+    return f"[{ip}]" if ":" in ip else ip
 
 
 def _maybe_seconds(text: str | None) -> float | None:

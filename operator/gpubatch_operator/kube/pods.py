@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from gpubatch_operator.api.crd import API_VERSION, KIND
-from gpubatch_operator.api.inference import Checkpoint, Inference, Input, Output, Upload
+from gpubatch_operator.api.inference import Checkpoint, Inference, Input, Live, Output, SecretKey, Upload
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core.endings import run_name
 from gpubatch_operator.core.model import Attempt
@@ -53,11 +53,27 @@ def pod_name(job_name: str, job_uid: str, suffix: str) -> str:
     return f"{job_name[:40].rstrip('-.')}-{suffix}-{digest}"
 
 
-def runner_pod(raw: JSON, spec: JobSpec, attempt: Attempt, settings: Settings, end: Deadline | None = None) -> JSON:
-    """The pod of an attempt, with all its locks; `end` is when the runner has to stop by itself."""
+def runner_pod(
+    raw: JSON,
+    spec: JobSpec,
+    attempt: Attempt,
+    settings: Settings,
+    end: Deadline | None = None,
+    key_digest: str | None = None,
+) -> JSON:
+    """The pod of an attempt, with all its locks.
+
+    Args:
+        raw: The job.
+        spec: Its spec.
+        attempt: Which.
+        settings: The operator's.
+        end: When the runner has to stop by itself.
+        key_digest: Of the key for live requests, where the job names no Secret.
+    """
     if spec.inference is not None:
         pod = _skeleton(raw, spec, attempt.pod_name, "run", settings)
-        run = run_spec(raw, spec.inference, attempt.number, settings, end)
+        run = run_spec(raw, spec.inference, attempt.number, settings, end, key_digest)
         pod["spec"] |= _inference_spec(spec, spec.inference, run, settings)
         [engine] = pod["spec"]["initContainers"]
         modelcache.add_to(pod["spec"], engine, {e.name for e in spec.inference.engine.env}, settings)
@@ -245,9 +261,14 @@ def _runner(work: Inference, run: contract.RunSpec, settings: Settings, mode: st
 
 
 def run_spec(
-    raw: JSON, work: Inference, attempt: int, settings: Settings, end: Deadline | None = None
+    raw: JSON,
+    work: Inference,
+    attempt: int,
+    settings: Settings,
+    end: Deadline | None = None,
+    key_digest: str | None = None,
 ) -> contract.RunSpec:
-    """What the runner is told."""
+    """What the runner is told; see `runner_pod`."""
     meta = raw["metadata"]
     stop: dict[str, Any] = {"stop_at": end.at, "stop_reason": end.reason.value} if end else {}
     return contract.RunSpec(
@@ -255,8 +276,9 @@ def run_spec(
         run=run_name(meta["uid"], (raw.get("status") or {}).get("runId")),
         attempt=attempt,
         served_model_name=work.served_model_name or work.model,
-        input=_url(work.input),
-        output=_url(work.output),
+        live=_live(work.input.live, key_digest) if work.input.live else None,
+        input=None if work.input.live else _url(work.input),
+        output=_url(work.output) if work.output else None,
         errors=_url(work.errors) if work.errors else None,
         checkpoint=_url(work.checkpoint) if work.checkpoint else None,
         checkpoint_seconds=settings.checkpoint_seconds,
@@ -282,8 +304,20 @@ def _url(location: Input | Output | Checkpoint) -> str:
     if location.url_from is None:
         assert location.url is not None, "the CRD demands one of the two"
         return location.url
-    ref = location.url_from.secret_key_ref
+    return _secret_url(location.url_from.secret_key_ref)
+
+
+def _secret_url(ref: SecretKey) -> str:
     return f"{contract.SECRET_SCHEME}://{ref.name}/{ref.key}"
+
+
+def _live(given: Live, key_digest: str | None) -> contract.Live:
+    return contract.Live(
+        idle_timeout_seconds=given.idle_timeout_seconds,
+        drain_seconds=GRACE_SECONDS - 20,  # it still has to say how it ended
+        key=_secret_url(given.key_from.secret_key_ref) if given.key_from else None,
+        key_digest=None if given.key_from else key_digest,
+    )
 
 
 def _upload(given: Upload, settings: Settings) -> contract.Upload:
@@ -293,7 +327,8 @@ def _upload(given: Upload, settings: Settings) -> contract.Upload:
 
 
 def _locations(run: contract.RunSpec) -> list[SplitResult]:
-    return [urlsplit(url) for url in (run.input, run.output, run.errors, run.checkpoint) if url]
+    key = run.live.key if run.live else None
+    return [urlsplit(url) for url in (run.input, run.output, run.errors, run.checkpoint, key) if url]
 
 
 def _sources(run: contract.RunSpec) -> list[tuple[str, str]]:

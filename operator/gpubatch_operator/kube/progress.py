@@ -61,7 +61,7 @@ class Silence:
 
 
 async def _ask(session: aiohttp.ClientSession, store: Store, pod: Pod) -> bool:
-    host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
+    host = convert.host(pod.ip or "")
     try:
         # A template's own program may answer there: no redirect of its is followed, nor all of its answer read.
         url = f"http://{host}:{PROGRESS_PORT}/progress"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubatch_cli import advice, api, jobs, render, steering
+from gpubatch_cli import advice, api, jobs, outcome, render, steering
 from gpubatch_operator.api import crd
 from gpubatch_operator.core.phases import FINISHED, Phase
 from gpubatch_operator.core.reasons import NEXT_STEP, Reason
@@ -141,6 +141,16 @@ def test_a_running_job_is_told_how_far_it_is() -> None:
     )  # fmt: skip
     assert text.splitlines()[0] == "a (namespace team): Running on gpu-a since 12m, 120/300 (40%), 1.23 a second"
     assert text.splitlines()[-1] == "  attempt 1: Active on gpu-a for 12m"
+
+
+def test_a_job_that_serves_is_told_where_and_has_no_results() -> None:
+    serves = {"url": "http://10.0.0.7:9808/v1", "model": "chat"}
+    text = told("a", "Running", nodeName="gpu-a", progress={"summary": "120 served"}, live=serves)
+    assert text.splitlines()[0] == "a (namespace team): Running on gpu-a, 120 served"
+    assert "  takes requests for 'chat' at http://10.0.0.7:9808/v1" in text.splitlines()
+    live = job("a", "Succeeded")
+    live["spec"]["inference"]["input"] = {"live": {}}
+    assert str(outcome.none(live)) == "a takes its requests over HTTP: its clients have the answers"
 
 
 def test_a_failed_job_is_told_why_and_what_to_do_then() -> None:

@@ -54,6 +54,7 @@ def job(
         shape=of,
         inference=True,
         model="minilm",
+        live=None,
         hint=None,
         webhooks=(),
         phase=phase,

@@ -20,7 +20,7 @@ from gpubatch_operator.kube.store import Store
 from gpubatch_operator.reconciler import Reconciler
 from gpubatch_operator.settings import Settings
 from unit.operator.build import EPOCH, GPU, attempt, gpu_shape, job, node, raw_job, raw_node, template_spec
-from unit.operator.fake import Clock, Cluster, Recorder, finished
+from unit.operator.fake import Clock, Cluster, LiveKeys, Recorder, finished
 
 
 class Since:
@@ -167,7 +167,7 @@ def test_a_replica_that_follows_says_nothing_of_the_queue() -> None:
 async def test_each_line_about_a_job_names_it_its_uid_and_its_attempt(clock: Clock, said: io.StringIO) -> None:
     cluster, operators_store = Cluster(clock), Store(1)
     cluster.add_node("node-0")
-    loop = Reconciler(cluster, operators_store, Settings(), Recorder())  # type: ignore[arg-type]
+    loop = Reconciler(cluster, operators_store, Settings(), Recorder(), LiveKeys())  # type: ignore[arg-type]
     for name in ("a", "b"):
         cluster.apply(name, template_spec())
     for _ in range(6):

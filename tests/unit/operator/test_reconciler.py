@@ -18,7 +18,7 @@ from gpubatch_operator.kube.watch import resync
 from gpubatch_operator.reconciler import Reconciler
 from gpubatch_operator.settings import Settings
 from unit.operator.build import template_spec
-from unit.operator.fake import Clock, Cluster, Recorder, finished
+from unit.operator.fake import Clock, Cluster, LiveKeys, Recorder, finished
 
 JSON = dict[str, Any]
 
@@ -32,7 +32,7 @@ class World:
         self.cluster = Cluster(self.clock)
         for i in range(nodes):
             self.cluster.add_node(f"node-{i}")
-        self.reconciler = Reconciler(self.cluster, self.store, Settings(), self.events)  # type: ignore[arg-type]
+        self.reconciler = Reconciler(self.cluster, self.store, Settings(), self.events, LiveKeys())  # type: ignore[arg-type]
 
     async def round(self) -> None:
         self.cluster.deliver(self.store)
@@ -289,7 +289,7 @@ async def test_the_operator_starts_from_what_the_cluster_knows(world: World):
     await world.settle()
     writes = world.cluster.writes
     fresh = Store(1)
-    again = Reconciler(world.cluster, fresh, Settings(), world.events)  # type: ignore[arg-type]
+    again = Reconciler(world.cluster, fresh, Settings(), world.events, LiveKeys())  # type: ignore[arg-type]
     await resync(world.cluster, fresh)  # type: ignore[arg-type]
     await again.round()
     assert world.cluster.writes == writes, "it does nothing twice"

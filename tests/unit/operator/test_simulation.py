@@ -25,7 +25,7 @@ from gpubatch_operator.reconciler import Reconciler
 from gpubatch_operator.settings import Settings
 from gpubatch_runner.contract import STOP_ANNOTATION
 from unit.operator.build import inference_spec, template_spec
-from unit.operator.fake import Clock, Cluster, CrashError, Recorder, finished, inspection, outcome
+from unit.operator.fake import Clock, Cluster, CrashError, LiveKeys, Recorder, finished, inspection, outcome
 
 JSON = dict[str, Any]
 EVENTS = ["queued", "started", "progress", "succeeded", "failed", "cancelled", "retrying"]
@@ -73,7 +73,7 @@ class Simulation:
     def boot(self) -> None:
         """The operator's process starts with an empty memory."""
         self.store = Store(self.settings.slots_per_node, self.settings.queue_limits())
-        self.reconciler = Reconciler(self.cluster, self.store, self.settings, Recorder())  # type: ignore[arg-type]
+        self.reconciler = Reconciler(self.cluster, self.store, self.settings, Recorder(), LiveKeys())  # type: ignore[arg-type]
         self.cluster.events.clear()
         self.loop.run(resync(self.cluster, self.store))  # type: ignore[arg-type]
 

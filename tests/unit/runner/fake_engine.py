@@ -67,7 +67,8 @@ class FakeEngine:
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_post("/v1/{endpoint:.*}", self._post)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        # As vLLM does, it stops working for those who have gone.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = self._runner.addresses[0][1]

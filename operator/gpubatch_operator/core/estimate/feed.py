@@ -32,7 +32,8 @@ def series(name: str) -> str:
 
 def task_of(job: Job, product: str = "") -> Task:
     """The job as the estimator sees it; `product` is the type of GPU that it runs on, or will most likely."""
-    kind = "inference" if job.inference else "template"
+    # How long a live job is wanted tells nothing about how long a file of requests takes.
+    kind = "live" if job.live is not None else "inference" if job.inference else "template"
     levels: tuple[Hashable, ...] = (
         (kind,),
         (kind, job.model),
