@@ -82,6 +82,22 @@ ENDPOINTS = (
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 """Its requests name a file by `body.file_url`; the runner fetches it and posts a form."""
 
+PARAMS = {
+    "missing_custom_id": "custom_id",
+    "invalid_custom_id": "custom_id",
+    "duplicate_custom_id": "custom_id",
+    "invalid_method": "method",
+    "invalid_url": "url",
+    "missing_body": "body",
+    "invalid_body": "body",
+    "missing_model": "body.model",
+    "model_mismatch": "body.model",
+    "stream_not_supported": "body.stream",
+    "missing_file_url": "body.file_url",
+    "invalid_file_url": "body.file_url",
+}
+"""The field at fault of an invalid line, by the code of its error; other errors are about the line as a whole."""
+
 
 class Reason(StrEnum):
     """Why an inspection or a run failed. Part of the API: each is explained in docs/errors.md."""
