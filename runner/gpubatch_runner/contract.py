@@ -121,6 +121,11 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
+def code_of(reason: str) -> str:
+    """A reason as a code in OpenAI's style: `EngineFailed` is `engine_failed`."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in reason).lstrip("_")
+
+
 class Stage(StrEnum):
     """What a run is doing now."""
 
