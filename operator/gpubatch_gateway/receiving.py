@@ -121,6 +121,8 @@ class Form:
                 return await part.read_chunk(CHUNK)
         except TimeoutError:
             raise self._silent() from None
+        except ConnectionError:  # nobody reads the answer; it is counted
+            raise RequestError(400, "upload_cut", "The connection broke before the end of the form.") from None
         except (ValueError, AssertionError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as e:
             raise _malformed(e) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import orjson
@@ -135,9 +135,11 @@ class Routes:
             raise no_file(file.id) from None
         await response.prepare(request)
         await self._send(request, response, first)
-        if chunks:
-            async for chunk in chunks:
+        try:
+            while chunks and (chunk := await anext(chunks, b"")):
                 await self._send(request, response, chunk)
+        except (RequestError, FileNotFoundError) as e:
+            self._break(request, e)
         await response.write_eof()
         return response
 
@@ -146,11 +148,16 @@ class Routes:
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 await response.write(chunk)
-        except TimeoutError:
-            if request.transport:
-                request.transport.abort()
-            raise ConnectionResetError("the client doesn't read") from None
+        except TimeoutError as e:
+            self._break(request, e)
         metrics.SENT.inc(len(chunk))
+
+    @staticmethod
+    def _break(request: web.Request, why: Exception) -> NoReturn:
+        """End an answer that was begun and can't be gone on with: its client sees that it isn't whole."""
+        if request.transport:
+            request.transport.abort()
+        raise ConnectionResetError(str(why)) from why
 
     async def delete(self, request: web.Request) -> web.Response:
         """Remove a file that no unfinished batch reads."""

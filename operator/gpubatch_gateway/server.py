@@ -93,8 +93,11 @@ class _Connection(web.RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        if status >= 500:
+        if request.writer.output_size > 0:  # half an answer is under way: nothing but its break tells that
+            raise ConnectionResetError("the answer was begun") from exc
+        if status >= 500 and not isinstance(exc, ConnectionError):
             log.error("a request failed", exc_info=exc)
+        if status >= 500:
             problem = RequestError(500, "internal_error", "The gateway failed to answer; its log says why.")
         else:
             problem = RequestError(status, "bad_request", f"The request can't be read: {str(message or exc)[:200]}.")

@@ -12,8 +12,9 @@ import aiohttp
 import pytest
 
 from gpubatch_gateway import names
+from gpubatch_gateway.files import File
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files
+from gpubatch_gateway.storage import Files, refused
 from gpubatch_runner.environment import Environment
 from unit.gateway.fake import Site, raw, request, serving
 
@@ -358,3 +359,22 @@ def test_other_keys_are_no_files() -> None:
         "ns/batches/x/output.jsonl",
     ):
         assert names.named(key) is None
+
+
+async def test_an_answer_that_breaks_off_in_the_store_breaks_off_at_the_client(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await site.uploaded(b"x" * 5_000_000)
+    read = Files.read
+
+    async def broken(self: Files, found: File, start: int, end: int) -> AsyncIterator[bytes]:
+        async for chunk in read(self, found, start, end):
+            yield chunk
+            raise refused(OSError("the disk is gone"))
+
+    monkeypatch.setattr(Files, "read", broken)
+    async with site.http.get(f"http://127.0.0.1:{site.port}/v1/files/{file}/content", headers=site.headers()) as answer:
+        assert answer.status == 200
+        with pytest.raises(aiohttp.ClientError):
+            await answer.read()
+    assert (await site.ask("GET", "/v1/files"))[0] == 200
