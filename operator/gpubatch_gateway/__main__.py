@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import prometheus_client
+import uvloop
 
 from gpubatch_gateway import keys, kube, metrics, models, rereading, server
 from gpubatch_gateway import settings as config
@@ -143,7 +144,7 @@ def main() -> None:
     if settings.metrics_port:
         prometheus_client.start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
     try:
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except Exception:
         log.exception("the gateway stops; the kubelet starts it anew")
         sys.exit(1)

@@ -30,8 +30,14 @@ _ENDS = {"completed": "completed_at", "failed": "failed_at", "expired": "expired
 
 
 def request_of(job: Mapping[str, Any]) -> JSON:
-    """What the client asked for: input_file_id, endpoint, completion_window, metadata, model, content."""
-    found: JSON = json.loads((job["metadata"].get("annotations") or {}).get(REQUEST) or "{}")
+    """What the client asked for: input_file_id, endpoint, completion_window, metadata, model, content.
+
+    Raises:
+        ValueError: Somebody else has written the annotation.
+    """
+    found = json.loads((job["metadata"].get("annotations") or {}).get(REQUEST) or "{}")
+    if not isinstance(found, dict):
+        raise ValueError(f"the annotation {REQUEST} is no object")
     return found
 
 
@@ -43,6 +49,9 @@ def finished(job: Mapping[str, Any]) -> bool:
 def batch(job: Mapping[str, Any]) -> JSON:
     """The batch object of a job, with `queue_position`, `estimated_start_time`, `estimated_completion_time`, `pending`
     and `warning` besides OpenAI's fields. Times are seconds since the epoch.
+
+    Raises:
+        ValueError: Somebody else has written the job's annotations.
     """
     meta, spec, state = job["metadata"], job["spec"], job.get("status") or {}
     asked, notes = request_of(job), meta.get("annotations") or {}

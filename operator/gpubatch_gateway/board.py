@@ -6,6 +6,7 @@ A question is answered from here, without one to the API server, and costs the s
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from gpubatch_operator.core.clock import seconds
 JSON = dict[str, Any]
 Place = tuple[float, str]
 """The newest first: minus the time of creation, then the name."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,15 @@ class Board:
         held = self._by_uid.get(meta["uid"])
         if not names.is_ours(meta["name"]) or (held and int(meta["resourceVersion"]) <= held.version):
             return held
-        new = entry(job)
+        try:
+            new = entry(job)
+        except (
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as e:  # whoever may create jobs may write what they like into one
+            log.warning("%s/%s is no batch, though it has the label: %s", meta["namespace"], meta["name"], e)
+            return held
         if (old := self._by_name.get((new.namespace, new.name))) and old.uid != new.uid:
             self.lose(old.uid)
         if held is None:

@@ -106,7 +106,11 @@ class Creation:
 
     @staticmethod
     def _known(job: JSON, wish: Wish) -> JSON:
-        if batches.request_of(job).get("content") != wish.content:
+        try:
+            same = batches.request_of(job).get("content") == wish.content
+        except ValueError:
+            same = False
+        if not same:
             raise RequestError(
                 400,
                 "idempotency_key_in_use",

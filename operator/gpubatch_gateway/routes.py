@@ -188,8 +188,8 @@ class Routes:
             metrics.CREATED.labels("refused").inc()
             raise
         metrics.CREATED.labels("new" if new else "known").inc()
-        entry = self._board.put(job)
-        assert entry is not None
+        if (entry := self._board.put(job)) is None:
+            raise RequestError(409, "not_a_batch", f"The job {job['metadata']['name']!r} was edited. Delete it.")
         warning = orjson.loads(entry.document)["warning"]
         return _bytes(entry.document, {"Warning": f'299 gpubatch "{warning}"'} if warning else {})
 

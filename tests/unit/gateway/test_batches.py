@@ -344,3 +344,23 @@ async def test_the_api_server_is_away(tmp_path: Path) -> None:
         assert (status, body["error"]["type"]) == (503, "server_error")
         site.token = "somebody"
         assert (await site.ask("GET", "/v1/batches"))[0] == 503
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {batches.REQUEST: "nonsense"},
+        {batches.REQUEST: "[1]"},
+        {batches.REQUEST: "[" * 100_000},
+        {batches.REQUEST: '{"metadata": 1%s}' % ("0" * 400)},
+        {batches.CANCELLING: "yesterday"},
+    ],
+    ids=lambda a: str(a)[:40],
+)
+async def test_a_job_that_somebody_made_to_look_like_a_batch_harms_nobody(site: Site, annotations: JSON) -> None:
+    forged = job({})
+    forged["metadata"] |= {"resourceVersion": "1", "annotations": annotations, "labels": {batches.BATCH: "x"}}
+    assert site.board.put(forged) is None
+    site.api.jobs["search", forged["metadata"]["name"]] = forged
+    assert (await site.ask("GET", "/v1/batches/batch_" + "0" * 32))[0] == 404
+    assert (await site.ask("GET", "/v1/batches"))[1]["data"] == []
