@@ -70,7 +70,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("operator", PYTHON_SOURCES),
+        Recipe("operator", (*PYTHON_SOURCES, "operator/gpubatch_gateway")),
         Recipe("runner", PYTHON_SOURCES),
         Recipe("s3", (), programs=("versitygw",)),
         Recipe("engine-cpu", ("requirements.txt", "cuda_stubs.py", "tiny_model.py"), top="images/engine-cpu"),

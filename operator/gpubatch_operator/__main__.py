@@ -22,7 +22,7 @@ from gpubatch_operator import garbage, health, logs, observe, parts
 from gpubatch_operator import settings as config
 from gpubatch_operator.admission.assembly import assemble
 from gpubatch_operator.core.election import Terms
-from gpubatch_operator.kube import progress, watch
+from gpubatch_operator.kube import following, progress, watch
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.lease import Elector, random_name
@@ -89,7 +89,7 @@ async def serve(settings: config.Settings) -> None:
             leads, led = (lambda: elector.leads), (lambda: elector.led)
             place = web.Place(instance, namespace, leads, led, elector.check, why_not_ready)
             http["http"] = web.serve(store, settings, place)
-        followed = {f"watch of {c.path}": watch.follow(client, c, versions[c.path]) for c in watch.followed(store)}
+        followed = {f"watch of {c.path}": following.follow(client, c, versions[c.path]) for c in watch.followed(store)}
         sync = watch.keep_synced(client, store, settings.resync_seconds)
         of_nodes = {"watch of nodes": see()} if scope.nodes else {}
         await parts.run({**webhook, **http, **followed, **of_nodes, "sync": sync, "garbage": garbage.keep()})

@@ -10,13 +10,15 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from gpubatch_operator.core import limits
 from gpubatch_operator.core.model import Aging, Policy
+
+PREFIX = "GPUBATCH_"
 
 
 class SettingsError(Exception):
@@ -317,21 +319,35 @@ class Settings(BaseModel):
         return bool(self.admission_port) and self.full_queue_policy in ("", "Reject")
 
 
+S = TypeVar("S", bound=BaseModel)
+
+
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this process.
 
     Raises:
         SettingsError: A variable has an unusable value.
     """
-    given = {k.removeprefix("GPUBATCH_").lower(): v for k, v in environ.items() if k.startswith("GPUBATCH_")}
-    known = {k: v for k, v in given.items() if k in Settings.model_fields}
+    return read(Settings, PREFIX, environ)
+
+
+def read(model: type[S], prefix: str, environ: Mapping[str, str]) -> S:
+    """Settings out of the variables whose names are `prefix` and a field's name in capitals.
+
+    Raises:
+        SettingsError: A variable has an unusable value.
+    """
+    given = {k.removeprefix(prefix).lower(): v for k, v in environ.items() if k.startswith(prefix)}
+    known = {k: v for k, v in given.items() if k in model.model_fields}
     try:
-        return Settings.model_validate(known)
+        return model.model_validate(known)
     except ValidationError as e:
         first = e.errors()[0]
         if not first["loc"]:
             raise SettingsError(first["msg"]) from None
         name, *inside = map(str, first["loc"])
         where = f" at {'.'.join(inside)}" if inside else ""
-        variable = f"GPUBATCH_{name.upper()}"
+        variable = f"{prefix}{name.upper()}"
+        if name not in known:
+            raise SettingsError(f"{variable} is missing: {first['msg']}") from None
         raise SettingsError(f"{variable}={known[name]!r} can't be used{where}: {first['msg']}") from None

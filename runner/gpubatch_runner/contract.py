@@ -82,6 +82,22 @@ ENDPOINTS = (
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 """Its requests name a file by `body.file_url`; the runner fetches it and posts a form."""
 
+PARAMS = {
+    "missing_custom_id": "custom_id",
+    "invalid_custom_id": "custom_id",
+    "duplicate_custom_id": "custom_id",
+    "invalid_method": "method",
+    "invalid_url": "url",
+    "missing_body": "body",
+    "invalid_body": "body",
+    "missing_model": "body.model",
+    "model_mismatch": "body.model",
+    "stream_not_supported": "body.stream",
+    "missing_file_url": "body.file_url",
+    "invalid_file_url": "body.file_url",
+}
+"""The field at fault of an invalid line, by the code of its error; other errors are about the line as a whole."""
+
 
 class Reason(StrEnum):
     """Why an inspection or a run failed. Part of the API: each is explained in docs/errors.md."""
@@ -103,6 +119,11 @@ class Reason(StrEnum):
     COMPLETION_WINDOW_EXCEEDED = "CompletionWindowExceeded"
     INTERRUPTED = "Interrupted"
     INTERNAL_ERROR = "InternalError"
+
+
+def code_of(reason: str) -> str:
+    """A reason as a code in OpenAI's style: `EngineFailed` is `engine_failed`."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in reason).lstrip("_")
 
 
 class Stage(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpubatch_runner import records
 from gpubatch_runner.content import Content
-from gpubatch_runner.contract import EngineInfo, LineError, Outcome, Reason, RunSpec
+from gpubatch_runner.contract import EngineInfo, LineError, Outcome, Reason, RunSpec, code_of
 from gpubatch_runner.failures import Ended, RunnerError, Stopped
 from gpubatch_runner.journal import Destination, Journal
 from gpubatch_runner.progress import RunProgress
@@ -79,7 +79,7 @@ class Ending:
             if error is None:
                 self._complete(files)
                 return await self._conclude(files, *self._verdict(files.journal))
-            code = error.code if isinstance(error, Ended) else records.code_of(error.reason)
+            code = error.code if isinstance(error, Ended) else code_of(error.reason)
             self._complete(files, self._answers_of(unanswered, code, str(error)))
             self._progress.failed += sum(1 for _ in unanswered())
             if isinstance(error, Ended):

@@ -95,6 +95,31 @@ def open_bucket(location: Location, storage: Storage, upload: Upload, environmen
     )
 
 
+class Opened:
+    """A bucket that is used for long: its client has the keys that the mounted Secret holds now.
+
+    Args:
+        location: Anything in the bucket.
+        storage: How to reach it.
+        upload: Patience with it.
+        environment: Where the Secret is mounted.
+    """
+
+    def __init__(self, location: Location, storage: Storage, upload: Upload, environment: Environment) -> None:
+        self._location, self._storage, self._upload, self._environment = location, storage, upload, environment
+        self._keys: dict[str, str] = {}
+        self._bucket: Bucket | None = None
+
+    @property
+    def bucket(self) -> Bucket:
+        """The client."""
+        keys = credentials(self._location.scheme, self._environment)
+        if self._bucket is None or keys != self._keys:
+            self._bucket = open_bucket(self._location, self._storage, self._upload, self._environment)
+            self._keys = keys
+        return self._bucket
+
+
 @contextmanager
 def told(location: Location) -> Iterator[None]:
     """Turns errors of object storage into failures that name the job's field."""

@@ -6,7 +6,7 @@ import json
 
 import msgspec
 
-from gpubatch_runner.contract import JobRef, LineError, Outcome, Reason
+from gpubatch_runner.contract import JobRef, LineError, Outcome, code_of
 from gpubatch_runner.failures import Ended, RunnerError
 from gpubatch_runner.requests import Request
 
@@ -62,11 +62,6 @@ def job_failed(token: str, job: JobRef, error: RunnerError, outcome: Outcome | N
             "request_counts": counts,
         }
     )
-
-
-def code_of(reason: Reason) -> str:
-    """A contract's reason as a code in OpenAI's style: `EngineFailed` is `engine_failed`."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in reason).lstrip("_")
 
 
 def _record(token: str, line: int, custom_id: str | None, response: object, error: object) -> dict[str, object]:

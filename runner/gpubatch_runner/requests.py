@@ -13,28 +13,12 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gpubatch_runner.contract import ENDPOINTS, TRANSCRIPTIONS, LineError
+from gpubatch_runner.contract import ENDPOINTS, PARAMS, TRANSCRIPTIONS, LineError
 from gpubatch_runner.keyset import KeySet
 from gpubatch_runner.lines import MAX_LINE
 
 MAX_CUSTOM_ID = 512
 """Characters of the longest `custom_id`."""
-
-PARAMS = {
-    "missing_custom_id": "custom_id",
-    "invalid_custom_id": "custom_id",
-    "duplicate_custom_id": "custom_id",
-    "invalid_method": "method",
-    "invalid_url": "url",
-    "missing_body": "body",
-    "invalid_body": "body",
-    "missing_model": "body.model",
-    "model_mismatch": "body.model",
-    "stream_not_supported": "body.stream",
-    "missing_file_url": "body.file_url",
-    "invalid_file_url": "body.file_url",
-}
-"""The field at fault, by code; the others are about the line as a whole."""
 
 FILE_SCHEMES = ("http://", "https://", "data:", "s3://")
 """How a transcription's `file_url` may begin."""

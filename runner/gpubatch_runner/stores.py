@@ -15,19 +15,20 @@ import errno
 import glob
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import LocalStore
 
 from gpubatch_runner import uploads
 from gpubatch_runner.contract import Storage, Upload
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.failures import AccessDenied, OutputNotWritable, RunnerError
 from gpubatch_runner.locations import Location
-from gpubatch_runner.objectstore import Bucket, credentials, open_bucket, told
+from gpubatch_runner.objectstore import Bucket, Opened, told
 
 PART = 8 * 1024 * 1024
 """Bytes of a part of a multipart upload; a smaller file is one request. 10,000 parts make the largest file 80 GB."""
@@ -91,39 +92,17 @@ class BucketStore(Store):
     """A bucket of S3 (or of anything that speaks it), Google or Azure, with conditional writes."""
 
     def __init__(self, location: Location, storage: Storage, upload: Upload, environment: Environment) -> None:
-        self._storage, self._upload, self._environment = storage, upload, environment
-        self._location = location
-        self._keys: dict[str, str] = {}
-        self._client: Bucket | None = None
+        self._storage, self._environment, self._location = storage, environment, location
+        self._opened = Opened(location, storage, upload, environment)
 
     @property
     def _bucket(self) -> Bucket:
-        """The client, with the keys that the Secret holds now: they may be renewed while a run takes hours."""
-        keys = credentials(self._location.scheme, self._environment)
-        if self._client is None or keys != self._keys:
-            with told(self._location):
-                self._client = open_bucket(self._location, self._storage, self._upload, self._environment)
-            self._keys = keys
-        return self._client
+        with told(self._location):
+            return self._opened.bucket
 
     async def write(self, location: Location, chunks: AsyncIterator[bytes]) -> None:
-        first: list[bytes] = []
-        size = 0
-        async for chunk in chunks:
-            first.append(chunk)
-            size += len(chunk)
-            if size >= PART:
-                with told(location):
-                    await obstore.put_async(
-                        self._bucket,
-                        location.path,
-                        _chain(first, chunks),
-                        chunk_size=PART,
-                        max_concurrency=PARTS_IN_FLIGHT,
-                    )
-                return
         with told(location):
-            await obstore.put_async(self._bucket, location.path, b"".join(first), use_multipart=False)
+            await put(lambda: self._bucket, location.path, chunks)
 
     async def create(self, location: Location, data: bytes) -> bool:
         with told(location):
@@ -213,6 +192,29 @@ class ClaimStore(Store):
 
     def _file(self, location: Location) -> Path:
         return location.file(self._environment)
+
+
+async def put(bucket: Callable[[], Bucket | LocalStore], path: str, chunks: AsyncIterator[bytes]) -> None:
+    """Writes an object, whole or not at all, by parts as they come; a small one by one request.
+
+    Args:
+        bucket: Asked for once there is something to send: by then keys may have been renewed.
+        path: In the bucket.
+        chunks: May take hours to come.
+
+    Raises:
+        BaseException: What `chunks` or the store raises; what was sent is removed.
+    """
+    first: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        first.append(chunk)
+        size += len(chunk)
+        if size >= PART:
+            rest = _chain(first, chunks)
+            await obstore.put_async(bucket(), path, rest, chunk_size=PART, max_concurrency=PARTS_IN_FLIGHT)
+            return
+    await obstore.put_async(bucket(), path, b"".join(first), use_multipart=False)
 
 
 async def _chain(first: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

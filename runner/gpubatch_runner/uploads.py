@@ -32,8 +32,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
-async def sweep(prefix: Location, storage: Storage, environment: Environment) -> None:
-    """Aborts the uploads of all objects whose names begin as `prefix`; never raises."""
+async def sweep(prefix: Location, storage: Storage, environment: Environment, age: float = 0.0) -> None:
+    """Aborts the uploads of objects whose names begin as `prefix`, if they began `age` seconds ago; never raises."""
     keys = credentials("s3", environment)
     access = keys.get("access_key_id") or os.environ.get("AWS_ACCESS_KEY_ID")
     secret = keys.get("secret_access_key") or os.environ.get("AWS_SECRET_ACCESS_KEY")
@@ -56,7 +56,8 @@ async def sweep(prefix: Location, storage: Storage, environment: Environment) ->
                 response.raise_for_status()
             for found in re.findall(r"<Upload>(.*?)</Upload>", listing, re.DOTALL):
                 key, upload = _field(found, "Key"), _field(found, "UploadId")
-                if not key.startswith(prefix.path):
+                began = datetime.fromisoformat(_field(found, "Initiated")) if age else None
+                if not key.startswith(prefix.path) or (began and (datetime.now(UTC) - began).total_seconds() < age):
                     continue
                 target, query = f"{bucket}/{quote(key)}", {"uploadId": upload}
                 async with session.delete(_url(target, query), headers=headers("DELETE", target, query)) as response:

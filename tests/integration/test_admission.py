@@ -12,78 +12,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from cryptography import x509
 from kubernetes import client, config
 
 from gpubatch_operator.kube.client import ApiError, Client
 from support.api import Api, eventually, template_job
-from support.process import OperatorProcess
+from support.replicas import Replicas, address, asked, attempt
 from support.webhook import Webhook
 
 JSON = dict[str, Any]
 AddNode = Callable[..., Awaitable[str]]
 FULL = "Queue full (20/20 jobs). Try again later."
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return int(s.getsockname()[1])
-
-
-class Replicas:
-    """Operators that serve the webhook behind one Service."""
-
-    def __init__(self, api: Api, webhook: Webhook, kubeconfig: Path, folder: Path, stack: ExitStack) -> None:
-        self._api, self.webhook, self._kubeconfig, self._folder, self._stack = api, webhook, kubeconfig, folder, stack
-        self.ports: dict[str, int] = {}
-        self.running: dict[str, OperatorProcess] = {}
-
-    def begin(self, replica: str, **settings: str | float) -> OperatorProcess:
-        self.ports[replica] = port = free_port()
-        own = {"replica": replica, "instance": self.webhook.instance, "namespace": self._api.namespace}
-        # No pod for a job that no node can take: it would not wait any more.
-        quick = {
-            "lease_duration_seconds": 6,
-            "lease_renew_seconds": 4.5,
-            "lease_retry_seconds": 0.5,
-            "scale_up_pods": 0,
-        }
-        operator = OperatorProcess(
-            self._kubeconfig, self._folder / f"{replica}.log", admission_port=port, **own, **quick, **settings
-        )
-        self.running[replica] = operator
-        return self._stack.enter_context(operator)
-
-    async def serving(self, operator: OperatorProcess, replica: str) -> None:
-        async def there() -> bool:
-            return "the admission webhook is served" in operator.log.rpartition("synced: ")[2]
-
-        await eventually(f"{replica} to serve the webhook", there)
-        await self.webhook.put(replica, self.ports[replica])
-
-    async def start(self, replica: str, **settings: str | float) -> OperatorProcess:
-        operator = self.begin(replica, **settings)
-        await self.serving(operator, replica)
-        return operator
-
-    async def two(self, **settings: str | float) -> tuple[OperatorProcess, OperatorProcess]:
-        """Both at once, as a Deployment starts them; the first one leads."""
-        first, second = self.begin("first", **settings), self.begin("second", **settings)
-        await self.serving(first, "first")
-        await self.serving(second, "second")
-        return first, second
-
-
-def address(kubeconfig: Path) -> str:
-    """The machine's, as the API server sees it."""
-    server = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
-    return str(urlsplit(server).hostname)
 
 
 @pytest.fixture
@@ -128,25 +70,6 @@ async def asking(api: Api, shared: None) -> None:
     """The shared replica is asked about this test's jobs."""
     await api.client.patch(f"/api/v1/namespaces/{api.namespace}", {"metadata": {"labels": {"ask": "shared"}}})
     await asked(api)
-
-
-async def attempt(api: Api, job: JSON, **query: str) -> ApiError | None:
-    """Create a job; the refusal, if it is refused."""
-    try:
-        await api.client.request("POST", api.jobs_path, job, query=query)
-    except ApiError as e:
-        return e
-    return None
-
-
-async def asked(api: Api) -> None:
-    """Wait until the API server asks the webhook, and trusts it: it takes a moment to see the configuration."""
-
-    async def refused() -> bool:
-        error = await attempt(api, template_job("probe", priority=1000), dryRun="All")
-        return error is not None and error.status == 403
-
-    await eventually("the API server to ask the webhook", refused)
 
 
 CAPPED = {"namespace_caps": '{"*": {"maxPriority": 999}}'}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gpubatch_gateway import models
+from gpubatch_gateway import settings as gateway
 from gpubatch_operator.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +45,7 @@ def only(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, 
 
 def operator_env(objects: list[dict[str, Any]]) -> dict[str, str]:
     """The variables of the operator's container."""
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = only(objects, "Deployment", "gpubatch")["spec"]["template"]["spec"]["containers"]
     return {e["name"]: e.get("value", "") for e in container["env"]}
 
 
@@ -151,7 +154,7 @@ def test_the_replicas_and_the_lease_have_names(helm: str) -> None:
     objects = render(helm)
     env = operator_env(objects)
     assert (env["GPUBATCH_INSTANCE"], env["GPUBATCH_NAMESPACE"]) == ("gpubatch", "gpubatch-system")
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = only(objects, "Deployment", "gpubatch")["spec"]["template"]["spec"]["containers"]
     [replica] = [e for e in container["env"] if e["name"] == "GPUBATCH_REPLICA"]
     assert replica["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
@@ -204,7 +207,7 @@ def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> N
 def test_ports_that_serve_nothing_disappear(helm: str) -> None:
     names = ("metricsPort", "healthPort", "admissionPort", "httpPort", "loopbackPort")
     objects = render(helm, "--set", ",".join(f"settings.{name}=0" for name in names))
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = only(objects, "Deployment", "gpubatch")["spec"]["template"]["spec"]["containers"]
     assert not container.keys() & {"ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"}
     assert not {"Service", "ValidatingWebhookConfiguration"} & {o["kind"] for o in objects}
     rights = [r for o in objects if o["kind"] in ("Role", "ClusterRole") for r in allowed(o)]
@@ -215,7 +218,7 @@ def test_ports_that_serve_nothing_disappear(helm: str) -> None:
 def test_the_http_endpoints_have_a_service_and_may_be_shut_off_for_others(helm: str) -> None:
     objects = render(helm, "--set", "networkPolicy.enabled=true,networkPolicy.httpFrom[0].podSelector.matchLabels.a=b")
     [port] = next(o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Service", "gpubatch"))["spec"]["ports"]
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = only(objects, "Deployment", "gpubatch")["spec"]["template"]["spec"]["containers"]
     assert {"name": port["targetPort"], "containerPort": 8081} in container["ports"]
     assert 8000 not in {p["containerPort"] for p in container["ports"]}, "the loopback is nobody's but port-forward's"
     [rule] = [r for r in only(objects, "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "http"}]]
@@ -231,7 +234,7 @@ def test_the_webhook_is_asked_for_new_jobs_and_new_priorities_and_doesnt_stand_i
     assert webhook["timeoutSeconds"] <= 3
     assert webhook["sideEffects"] == "NoneOnDryRun"
     service = only(objects, "Service", webhook["clientConfig"]["service"]["name"])
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = only(objects, "Deployment", "gpubatch")["spec"]["template"]["spec"]["containers"]
     assert service["spec"]["ports"][0]["targetPort"] in {p["name"] for p in container["ports"]}
     fail = render(helm, "--set", "admission.failurePolicy=Fail")
     assert only(fail, "ValidatingWebhookConfiguration")["webhooks"][0]["failurePolicy"] == "Fail"
@@ -335,3 +338,77 @@ def test_the_test_pod_is_locked_down_and_let_in_where_metrics_are_restricted(hel
     assert any(peer.get("podSelector", {}).get("matchLabels") == pod["metadata"]["labels"] for peer in rule["from"])
     off = render(helm, "--set", "metrics.service.enabled=false,settings.admissionPort=0")
     assert not [o for o in off if o["kind"] == "Pod"]
+
+
+# --- the gateway
+
+GATEWAY = ("--set", "gateway.enabled=true")
+
+
+def test_without_the_gateway_nothing_of_it_is_there(helm: str) -> None:
+    assert "gateway" not in json.dumps([o for o in render(helm) if o["kind"] != "CustomResourceDefinition"])
+
+
+def test_the_gateway_runs_locked_down_and_gets_its_settings(helm: str) -> None:
+    pod = only(render(helm, *GATEWAY), "Deployment", "-gateway")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    environ = {e["name"]: e["value"] for e in container["env"]}
+    assert gateway.load(environ) == gateway.Settings(namespace="gpubatch-system")
+    assert environ.keys() == {f"GPUBATCH_GATEWAY_{name.upper()}" for name in gateway.Settings.model_fields}
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == ["gpubatch-gateway"]
+
+
+def test_the_gateway_may_do_what_it_does_and_reads_no_secret(helm: str) -> None:
+    assert allowed(only(render(helm, *GATEWAY), "ClusterRole", "-gateway")) == {
+        *(("gpubatchjobs", verb) for verb in ("get", "list", "watch", "create", "patch")),
+        *(("nodes", verb) for verb in ("list", "watch")),
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
+    }
+
+
+def test_the_gateway_of_chosen_namespaces_has_rights_in_these_only(helm: str) -> None:
+    objects = render(
+        helm, *GATEWAY, "--set", "settings.watchNamespaces=a\\,b", "--set", "gateway.settings.readNodes=false"
+    )
+    assert allowed(only(objects, "ClusterRole", "-gateway")) == {
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
+    }
+    roles = [o for o in objects if o["kind"] == "Role" and o["metadata"]["name"].endswith("-gateway")]
+    assert [r["metadata"]["namespace"] for r in roles] == ["a", "b"]
+    [container] = only(objects, "Deployment", "-gateway")["spec"]["template"]["spec"]["containers"]
+    environ = {e["name"]: e["value"] for e in container["env"]}
+    assert gateway.load(environ).namespaces_watched() == ("a", "b")
+
+
+def test_the_gateway_with_a_bucket_has_keys_and_no_claim(helm: str) -> None:
+    bucket = ("gateway.settings.storageUrl=s3://batches/x", "gateway.storageSecret=s3", "gateway.keysSecret=keys")
+    objects = render(helm, *GATEWAY, *(word for value in bucket for word in ("--set", value)))
+    assert not [o for o in objects if o["kind"] == "PersistentVolumeClaim"]
+    pod = only(objects, "Deployment", "-gateway")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert mounted["credentials"] == "/gpubatch/credentials"
+    assert mounted["keys"] == gateway.Settings().keys_folder
+    assert {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v} == {
+        "keys": "keys",
+        "credentials": "s3",
+    }
+
+
+def test_the_models_of_the_chart_can_be_used(helm: str, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("gateway: {enabled: true, models: {minilm: {gpus: 1, inference: {model: a/b}}}}\n")
+    found = only(render(helm, "-f", str(values)), "ConfigMap", "-models")
+    assert set(models.read(found["data"]["models.yaml"]).templates) == {"minilm"}
+
+
+def test_users_may_use_files_of_the_gateway_where_there_is_one(helm: str) -> None:
+    for arguments, there in (((), False), (GATEWAY, True)):
+        role = only(render(helm, *arguments), "ClusterRole", "-edit")
+        assert (("gpubatchjobs/files", "create") in allowed(role)) is there

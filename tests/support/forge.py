@@ -31,9 +31,9 @@ class Forge:
         """No order comes any more."""
         self._process.communicate()
 
-    def fork(self, env: dict[str, str], log: Path) -> int:
-        """A new operator's process id."""
-        return int(self._order({"env": env, "log": str(log)}))
+    def fork(self, env: dict[str, str], log: Path, package: str = "gpubatch_operator") -> int:
+        """A new process' id: an operator's, or a gateway's."""
+        return int(self._order({"env": env, "log": str(log), "package": package}))
 
     def status(self, pid: int) -> int | None:
         """The exit status of an operator that has ended (minus the signal, if it was killed), told only once."""
@@ -58,8 +58,10 @@ def forge() -> Forge:
 
 def main() -> None:
     """Import once, fork for each line."""
+    from gpubatch_gateway import __main__ as gateway
     from gpubatch_operator import __main__ as operator
 
+    programs = {"gpubatch_gateway": gateway.main, "gpubatch_operator": operator.main}
     for line in sys.stdin:
         order = json.loads(line)
         if "pid" in order:
@@ -68,7 +70,7 @@ def main() -> None:
         elif pid := os.fork():
             print(pid, flush=True)
         else:
-            _become(operator.main, order["env"], order["log"])
+            _become(programs[order["package"]], order["env"], order["log"])
 
 
 def _become(work: Any, env: dict[str, str], path: str) -> None:

@@ -1,4 +1,4 @@
-"""The operator as a process of its own, to be killed at any moment."""
+"""The operator, and the gateway, each as a process of its own, to be killed at any moment."""
 
 from __future__ import annotations
 
@@ -7,39 +7,26 @@ import signal
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from support.forge import ROOT, forge
 
 
-class OperatorProcess:
-    """The operator against the cluster of a kubeconfig; logs go to a file.
+class Program:
+    """A process of ours against the cluster of a kubeconfig; logs go to a file."""
 
-    All have one name in the Lease, so that the next one leads at once: two that live at a time need `replica`.
-    """
+    package = ""
 
-    def __init__(self, kubeconfig: Path, log: Path, **settings: str | float) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, **env: str) -> None:
         self._log = log
-        self.env = {
-            **os.environ,
-            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runner'}",
-            "KUBECONFIG": str(kubeconfig),
-            "GPUBATCH_METRICS_PORT": "0",
-            "GPUBATCH_HEALTH_PORT": "0",
-            "GPUBATCH_ADMISSION_PORT": "0",
-            "GPUBATCH_HTTP_PORT": "0",
-            "GPUBATCH_LOOPBACK_PORT": "0",
-            "GPUBATCH_REPLICA": "test",
-            "GPUBATCH_LOG_FORMAT": "text",
-            "GPUBATCH_PROGRESS_SECONDS": "0.5",
-            "GPUBATCH_SCALE_UP_PODS": "0",  # no autoscaler here: what fits no node waits
-            **{f"GPUBATCH_{k.upper()}": str(v) for k, v in settings.items()},
-        }
+        paths = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runner'}", "KUBECONFIG": str(kubeconfig)}
+        self.env = {**os.environ, **paths, **env}
         self._pid = 0
         self._status: int | None = None
 
     def start(self) -> None:
         """Start it; it logs `synced` when it has listed everything."""
-        self._pid, self._status = forge().fork(self.env, self._log), None
+        self._pid, self._status = forge().fork(self.env, self._log, self.package), None
 
     def kill(self) -> None:
         """`kill -9`, as a power cut or an OOM killer would; it is dead then, and so are its connections."""
@@ -76,7 +63,7 @@ class OperatorProcess:
         """Its exit status, once it has ended."""
         end = time.monotonic() + 60
         while (status := self.ended()) is None:
-            assert time.monotonic() < end, "the operator doesn't end"
+            assert time.monotonic() < end, "it doesn't end"
             time.sleep(0.002)
         return status
 
@@ -90,7 +77,7 @@ class OperatorProcess:
         """Everything that it has logged."""
         return self._log.read_text() if self._log.exists() else ""
 
-    def __enter__(self) -> OperatorProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -98,3 +85,37 @@ class OperatorProcess:
         self.kill()
         if error is not None:
             print(self.log[-8000:])
+
+
+class OperatorProcess(Program):
+    """The operator.
+
+    All have one name in the Lease, so that the next one leads at once: two that live at a time need `replica`.
+    """
+
+    package = "gpubatch_operator"
+
+    def __init__(self, kubeconfig: Path, log: Path, **settings: str | float) -> None:
+        env = {
+            "GPUBATCH_METRICS_PORT": "0",
+            "GPUBATCH_HEALTH_PORT": "0",
+            "GPUBATCH_ADMISSION_PORT": "0",
+            "GPUBATCH_HTTP_PORT": "0",
+            "GPUBATCH_LOOPBACK_PORT": "0",
+            "GPUBATCH_REPLICA": "test",
+            "GPUBATCH_LOG_FORMAT": "text",
+            "GPUBATCH_PROGRESS_SECONDS": "0.5",
+            "GPUBATCH_SCALE_UP_PODS": "0",  # no autoscaler here: what fits no node waits
+            **{f"GPUBATCH_{k.upper()}": str(v) for k, v in settings.items()},
+        }
+        super().__init__(kubeconfig, log, **env)
+
+
+class GatewayProcess(Program):
+    """A replica of the gateway; it logs `served` when it can be asked."""
+
+    package = "gpubatch_gateway"
+
+    def __init__(self, kubeconfig: Path, log: Path, **settings: str | float) -> None:
+        chosen = {"health_port": 0, "metrics_port": 0, "log_format": "text", **settings}
+        super().__init__(kubeconfig, log, **{f"GPUBATCH_GATEWAY_{k.upper()}": str(v) for k, v in chosen.items()})

@@ -15,7 +15,7 @@ from gpubatch_operator.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "gpubatch"
-FREE = {".global", ".affinity", ".resources", ".admission.namespaceSelector"}
+FREE = {".global", ".affinity", ".resources", ".gateway.resources", ".admission.namespaceSelector"}
 """Values that Helm or Kubernetes define, and check."""
 
 

@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic.alias_generators import to_camel
 
 from gpubatch_cli.app import gpubatch
+from gpubatch_gateway import metrics as gateway_metrics
+from gpubatch_gateway import settings as gateway
 from gpubatch_operator import metrics
 from gpubatch_operator.api.crd import crd
 from gpubatch_operator.api.spec import JobSpec
@@ -130,6 +132,15 @@ def test_every_metric_is_in_the_operations_manual_with_its_type() -> None:
             found[name] = ", ".join([family.type, *(f"`{label}`" for label in metric._labelnames)])
     assert found, "no metrics found: has their module changed?"
     assert {name: cells[0] for name, cells in table.items()} == found
+
+
+def test_every_setting_and_metric_of_the_gateway_is_in_its_page() -> None:
+    page = (DOCS / "gateway.md").read_text()
+    fields = {to_camel(name): field for name, field in gateway.Settings.model_fields.items()}
+    assert rows(page, "Settings") == {name: [f"`{field.default}`", field.description] for name, field in fields.items()}
+    families = [family for family in gateway_metrics.REGISTRY.collect() if family.name.startswith("gpubatch_")]
+    counted = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    assert rows(page, "Metrics").keys() == counted
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,8 +13,18 @@
 
 {{/* The namespaces that are watched, as JSON; none: all. */}}
 {{- define "gpubatch.watched" -}}
+{{- include "gpubatch.listed" .Values.settings.watchNamespaces }}
+{{- end }}
+
+{{/* The namespaces in which there may be batches. */}}
+{{- define "gpubatch.gatewayNamespaces" -}}
+{{- .Values.gateway.settings.watchNamespaces | default .Values.settings.watchNamespaces }}
+{{- end }}
+
+{{/* The parts of a comma-separated text, as JSON. */}}
+{{- define "gpubatch.listed" -}}
 {{- $names := list }}
-{{- range splitList "," .Values.settings.watchNamespaces }}
+{{- range splitList "," . }}
 {{- with trim . }}{{ $names = append $names . }}{{ end }}
 {{- end }}
 {{- $names | uniq | toJson }}
@@ -30,6 +40,23 @@
 app.kubernetes.io/name: gpubatch
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "gpubatch.gatewayLabels" -}}
+app.kubernetes.io/name: gpubatch
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
+{{- define "gpubatch.gatewayMeta" -}}
+{{ include "gpubatch.labels" . | replace "component: operator" "component: gateway" }}
+{{- end }}
+
+{{/* The rights of the gateway in jobs: everywhere, or in the namespaces that are served. */}}
+{{- define "gpubatch.gatewayRules" }}
+- apiGroups: [gpubatch.dev]
+  resources: [gpubatchjobs]
+  verbs: [get, list, watch, create, patch]
 {{- end }}
 
 {{- define "gpubatch.testLabels" -}}

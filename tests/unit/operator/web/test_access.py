@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpubatch_operator.kube.client import ApiError
-from gpubatch_operator.web import access, caching
+from gpubatch_operator.web import access, caching, reviews
 from gpubatch_operator.web.access import Access
 from gpubatch_operator.web.problems import RequestError
 
@@ -29,7 +29,7 @@ class ApiServer:
         await asyncio.sleep(0)
         if self.down:
             raise ApiError(0, "Unreachable", "connection refused")
-        if path == access.TOKEN_REVIEWS:
+        if path == reviews.TOKEN_REVIEWS:
             user = body["spec"]["token"]
             self.asked.append(f"who is {user}")
             known = user in self.rights
@@ -147,7 +147,7 @@ async def test_what_is_remembered_is_bounded_whatever_tokens_come(monkeypatch: p
     gate = api.access()
     for i in range(20):
         await gate.scope(f"Bearer user-{i}", ())
-    assert len(gate._callers) == len(gate._scopes) == 5
+    assert len(gate._reviews._callers) == len(gate._scopes) == 5
 
 
 async def test_an_error_is_not_kept() -> None:
@@ -157,7 +157,7 @@ async def test_an_error_is_not_kept() -> None:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
-        return answer, access.GOOD
+        return answer, reviews.GOOD
 
     with pytest.raises(ValueError, match="no"):
         await cache.get("a", load)

@@ -1,0 +1,1 @@
+"""The gateway: files and batches as in the API of OpenAI, over HTTP."""

@@ -1,0 +1,313 @@
+"""The endpoints: files, batches, models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import orjson
+from aiohttp import web
+
+from gpubatch_gateway import files as file_objects
+from gpubatch_gateway import metrics, names, wishes
+from gpubatch_gateway.auth import FILES, Act, Gate
+from gpubatch_gateway.board import Board, Entry
+from gpubatch_gateway.creation import Creation, Known, other_namespace
+from gpubatch_gateway.files import File
+from gpubatch_gateway.models import Models
+from gpubatch_gateway.problems import DONT_RETRY, JSON_TYPE, RequestError, invalid, no_batch, no_file
+from gpubatch_gateway.receiving import Form, Limits
+from gpubatch_gateway.settings import Settings
+from gpubatch_gateway.storage import Files, refused
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+MAX_BODY = 64 * 1024  # bytes of a request that isn't a file
+MAX_BATCHES, MAX_FILES = 100, 10_000  # of a page
+STREAMS = frozenset({"upload", "content"})
+"""Routes that take as long as a file does."""
+
+
+class Routes:
+    """The handlers.
+
+    Args:
+        gate: Lets requests in.
+        files: The object store.
+        board: The batches.
+        known: Finds those that the board doesn't have yet.
+        creation: Makes them.
+        models: The templates that there are now.
+        settings: Limits.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        files: Files,
+        board: Board,
+        known: Known,
+        creation: Creation,
+        models: Callable[[], Models],
+        settings: Settings,
+    ) -> None:
+        self._gate, self._files, self._board, self._known = gate, files, board, known
+        self._creation, self._models, self._settings = creation, models, settings
+        self._limits = Limits(settings.max_file_bytes, settings.body_seconds, settings.min_upload_bytes_per_second)
+        self._uploads = asyncio.Semaphore(settings.max_uploads)
+        self._watched = frozenset(settings.namespaces_watched())
+        self._began = int(time.time())
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve them."""
+        for method, path, handler in (
+            ("POST", "/v1/files", self.upload),
+            ("GET", "/v1/files", self.list_files),
+            ("GET", "/v1/files/{file}", self.file),
+            ("GET", "/v1/files/{file}/content", self.content),
+            ("DELETE", "/v1/files/{file}", self.delete),
+            ("POST", "/v1/batches", self.create),
+            ("GET", "/v1/batches", self.list_batches),
+            ("GET", "/v1/batches/{batch}", self.batch),
+            ("POST", "/v1/batches/{batch}/cancel", self.cancel),
+            ("GET", "/v1/models", self.list_models),
+            ("GET", "/v1/models/{model:.+}", self.model),
+        ):
+            app.router.add_route(method, path, handler, name=handler.__name__)
+
+    # --- files
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """Take a file."""
+        namespace = await self._enter(request, "create", FILES)
+        if self._files.in_claim and namespace != self._settings.namespace:
+            raise other_namespace(namespace, self._settings.namespace)
+        async with self._uploads:
+            metrics.UPLOADS.inc()
+            try:
+                file = await self._receive(namespace, Form(request, self._limits))
+            finally:
+                metrics.UPLOADS.dec()
+        return _json(file.document())
+
+    async def _receive(self, namespace: str, form: Form) -> File:
+        await form.begin()
+        file_id = names.new_file_id(time.time())
+        try:
+            await self._files.put(namespace, file_id, form.filename, form.chunks())
+        except Exception as e:
+            if form.error is not None:  # the store tells it in words of its own
+                raise form.error from None
+            raise refused(e) from e
+        metrics.RECEIVED.inc(form.size)
+        key = names.upload_key(namespace, file_id, form.filename)
+        file = file_objects.of_key(key, form.size, 0, None)
+        assert file is not None
+        return file
+
+    async def list_files(self, request: web.Request) -> web.Response:
+        """The files of a namespace."""
+        namespace = await self._enter(request, "list", FILES)
+        query = _query(request, "after", "limit", "order", "purpose")
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise invalid(f"Invalid 'order': {order[:100]!r}: expected 'asc' or 'desc'.", "order")
+        limit = _limit(query, MAX_FILES, MAX_FILES)
+        there = await self._files.all(namespace)
+        page, more = file_objects.page(there, query.get("purpose"), order, query.get("after"), limit)
+        return _page([f.id for f in page], [orjson.dumps(f.document()) for f in page], more)
+
+    async def file(self, request: web.Request) -> web.Response:
+        """One file's object."""
+        return _json((await self._find(request, "get")).document())
+
+    async def content(self, request: web.Request) -> web.StreamResponse:
+        """A file's bytes, or a range of them."""
+        file = await self._find(request, "get")
+        start, end, response = _range_of(request, file)
+        chunks = self._files.read(file, start, end) if end > start else None
+        # The first bytes before the headers: by then it is known whether there will be any.
+        try:
+            first = await anext(chunks) if chunks else b""
+        except FileNotFoundError:
+            raise no_file(file.id) from None
+        await response.prepare(request)
+        await self._send(request, response, first)
+        try:
+            while chunks and (chunk := await anext(chunks, b"")):
+                await self._send(request, response, chunk)
+        except (RequestError, FileNotFoundError) as e:
+            self._break(request, e)
+        await response.write_eof()
+        return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+        """Send, as fast as the client reads; one that doesn't read is left."""
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                await response.write(chunk)
+        except TimeoutError as e:
+            self._break(request, e)
+        metrics.SENT.inc(len(chunk))
+
+    @staticmethod
+    def _break(request: web.Request, why: Exception) -> NoReturn:
+        """End an answer that was begun and can't be gone on with: its client sees that it isn't whole."""
+        if request.transport:
+            request.transport.abort()
+        raise ConnectionResetError(str(why)) from why
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Remove a file that no unfinished batch reads."""
+        file = await self._find(request, "delete")
+        namespace = file.key.partition("/")[0]
+        if users := await self._known.users(namespace, file.id):
+            message = f"{file.id} is the input of {users[0]}, which isn't finished. Cancel that first."
+            raise RequestError(409, "file_in_use", message, "file_id", DONT_RETRY)
+        await self._files.delete(file)
+        return _json({"id": file.id, "object": "file", "deleted": True})
+
+    async def _find(self, request: web.Request, verb: str) -> File:
+        namespace = await self._enter(request, verb, FILES)
+        file_id = request.match_info["file"]
+        if (file := await self._files.find(namespace, file_id)) is None:
+            raise no_file(file_id)
+        return file
+
+    # --- batches
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Make a batch."""
+        namespace = await self._enter(request, "create")
+        wish = wishes.wish(await _body(request))
+        try:
+            job, new = await self._creation.create(namespace, wish, request.headers.get("Idempotency-Key"))
+        except RequestError:
+            metrics.CREATED.labels("refused").inc()
+            raise
+        metrics.CREATED.labels("new" if new else "known").inc()
+        if (entry := self._board.put(job)) is None:
+            raise RequestError(409, "not_a_batch", f"The job {job['metadata']['name']!r} was edited. Delete it.")
+        warning = orjson.loads(entry.document)["warning"]
+        return _bytes(entry.document, {"Warning": f'299 gpubatch "{warning}"'} if warning else {})
+
+    async def list_batches(self, request: web.Request) -> web.Response:
+        """The batches of a namespace, the newest first."""
+        namespace = await self._enter(request, "list")
+        query = _query(request, "after", "limit")
+        limit, after = _limit(query, 20, MAX_BATCHES), None
+        if (batch := query.get("after")) and (after := await self._known.find(namespace, batch)) is None:
+            raise invalid(f"Invalid 'after': {batch[:100]!r}: there is no such batch. List from the start.", "after")
+        page, more = self._board.page(namespace, after, limit)
+        return _page([names.batch_id(e.name) for e in page], [e.document for e in page], more)
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """One batch."""
+        return _bytes((await self._batch(request, "get")).document)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Have a batch end; what is answered until then is kept."""
+        entry = await self._known.cancel(await self._batch(request, "patch"))
+        if entry is None:
+            raise no_batch(request.match_info["batch"])
+        return _bytes(entry.document)
+
+    async def _batch(self, request: web.Request, verb: str) -> Entry:
+        namespace = await self._enter(request, verb)
+        batch = request.match_info["batch"]
+        if (entry := await self._known.find(namespace, batch)) is None:
+            raise no_batch(batch)
+        return entry
+
+    # --- models
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """The models that batches may name."""
+        await self._enter(request, "list")
+        data = [self._model(name) for name in sorted(self._models().templates)]
+        return _json({"object": "list", "data": data})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One of them."""
+        await self._enter(request, "list")
+        name = request.match_info["model"]
+        if name not in self._models().templates:
+            raise RequestError(404, "model_not_found", f"The model {name[:100]!r} isn't served.", "model")
+        return _json(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._began, "owned_by": "gpubatch"}
+
+    async def _enter(self, request: web.Request, verb: str, subresource: str = "") -> str:
+        namespace = await self._gate.enter(request.headers, Act(verb, subresource))
+        if self._watched and namespace not in self._watched:
+            there = ", ".join(sorted(self._watched))
+            message = f"Namespace {namespace!r} isn't served here; these are: {there}."
+            raise RequestError(403, "namespace_not_served", message)
+        return namespace
+
+
+def _range_of(request: web.Request, file: File) -> tuple[int, int, web.StreamResponse]:
+    """The bytes that are asked for, from the first to before the last, and the answer's head."""
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.named.filename, safe='')}",
+    }
+    if file.etag:
+        headers["ETag"] = file.etag
+    start, end, status = 0, file.size, 200
+    wanted = request.headers.get("Range", "")
+    newer = request.headers.get("If-Range", file.etag) != file.etag
+    if wanted and "," not in wanted and not newer:
+        try:
+            asked = request.http_range
+        except ValueError:
+            asked = slice(0, None, 1)
+            wanted = ""
+        if wanted:
+            start, end, _ = asked.indices(file.size)
+            status = 206
+            if start >= end:
+                message = f"The range {wanted[:100]!r} is outside of the file's {file.size} bytes."
+                headers = {"Content-Range": f"bytes */{file.size}"}
+                raise RequestError(416, "invalid_range", message, "Range", headers)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    headers["Content-Length"] = str(end - start)
+    return start, end, web.StreamResponse(status=status, headers=headers)
+
+
+async def _body(request: web.Request) -> Any:
+    try:
+        return orjson.loads(await request.read())
+    except ValueError:
+        raise invalid("The body can't be read as JSON.", code="invalid_json") from None
+
+
+def _query(request: web.Request, *known: str) -> dict[str, str]:
+    for name in request.query:
+        if name not in known:
+            raise invalid(f"Unknown parameter: {name[:100]!r}. There are: {', '.join(known)}.", name[:100])
+    return dict(request.query)
+
+
+def _limit(query: dict[str, str], default: int, most: int) -> int:
+    text = query.get("limit", str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and 1 <= int(text) <= most):
+        raise invalid(f"Invalid 'limit': {text[:100]!r}: expected a number from 1 to {most}.", "limit")
+    return int(text)
+
+
+def _page(ids: list[str], documents: Iterable[bytes], more: bool) -> web.Response:
+    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None, "has_more": more}
+    return _bytes(b'{"object":"list","data":[' + b",".join(documents) + b"]," + orjson.dumps(ends)[1:])
+
+
+def _json(document: Any) -> web.Response:
+    return _bytes(orjson.dumps(document))
+
+
+def _bytes(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, content_type=JSON_TYPE, headers=headers)

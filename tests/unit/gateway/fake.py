@@ -1,0 +1,205 @@
+"""An API server in a dict, as far as the gateway asks it, and a gateway on the loopback in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from gpubatch_gateway import keys, kube, models, server
+from gpubatch_gateway.auth import Gate
+from gpubatch_gateway.board import Board
+from gpubatch_gateway.creation import Creation, Known
+from gpubatch_gateway.routes import Routes
+from gpubatch_gateway.settings import Settings
+from gpubatch_gateway.storage import Files
+from gpubatch_gateway.workers import Workers
+from gpubatch_operator.core.clock import iso
+from gpubatch_operator.kube.client import ApiError
+from gpubatch_operator.web.reviews import TOKEN_REVIEWS
+from gpubatch_runner.environment import Environment
+from unit.operator.build import EPOCH
+
+JSON = dict[str, Any]
+MINILM = {"gpus": 1, "inference": {"model": "sentence-transformers/all-MiniLM-L6-v2"}}
+VERBS = frozenset({"get", "list", "create", "patch", "delete"})
+
+
+class ApiServer:
+    """Keeps jobs; who has the token `NAMESPACE` is its service account `app`, and may do there what `rights` says."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[tuple[str, str], JSON] = {}
+        self.rights: dict[str, frozenset[str]] = {}
+        self.asked: list[str] = []
+        self.refusal: ApiError | None = None  # of the next create
+        self.down = False
+        self._version = 0
+
+    async def review(self, path: str, body: JSON) -> JSON:
+        self._reachable()
+        spec = body["spec"]
+        if path == TOKEN_REVIEWS:
+            namespace = spec["token"]
+            user = {"username": f"system:serviceaccount:{namespace}:app", "groups": []}
+            if namespace == "ann":
+                user = {"username": "ann", "groups": []}
+            known = namespace in self.rights or namespace == "ann"
+            return {"status": {"authenticated": known, "user": user if known else {}}}
+        what = spec["resourceAttributes"]
+        assert (what["group"], what["resource"]) == ("gpubatch.dev", "gpubatchjobs")
+        home = spec["user"].split(":")[2] if ":" in spec["user"] else "*"
+        may = home in ("*", what["namespace"]) and what["verb"] in self.rights.get(what["namespace"], VERBS)
+        return {"status": {"allowed": may}}
+
+    def _reachable(self) -> None:
+        if self.down:
+            raise ApiError(0, "Unreachable", "connection refused")
+
+    async def get(self, path: str) -> JSON:
+        self._reachable()
+        self.asked.append(f"get {path}")
+        if (job := self.jobs.get(_place(path))) is None:
+            raise ApiError(404, "NotFound", "not found")
+        return copy.deepcopy(job)
+
+    async def list(self, path: str, **query: str) -> tuple[list[JSON], str]:
+        self._reachable()
+        self.asked.append(f"list {path}")
+        label, _, value = query["labelSelector"].partition("=")
+        namespace = path.split("/")[5]
+        there = [j for (n, _), j in self.jobs.items() if n == namespace and j["metadata"]["labels"][label] == value]
+        return copy.deepcopy(there), str(self._version)
+
+    async def create(self, path: str, body: JSON) -> JSON:
+        self._reachable()
+        await asyncio.sleep(0)
+        if self.refusal:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        meta = body["metadata"]
+        place = meta["namespace"], meta["name"]
+        assert path == kube.collection(meta["namespace"])
+        if place in self.jobs:
+            raise ApiError(409, "AlreadyExists", "it exists")
+        more = {"uid": f"uid-{meta['name']}", "creationTimestamp": iso(EPOCH + len(self.jobs))}
+        self.jobs[place] = copy.deepcopy(body) | {"metadata": {**meta, **more}}
+        return self._written(place)
+
+    async def patch(self, path: str, body: JSON) -> JSON:
+        self._reachable()
+        job = self.jobs[_place(path)]
+        job["spec"] |= body["spec"]
+        job["metadata"]["annotations"] |= body["metadata"]["annotations"]
+        return self._written(_place(path))
+
+    def status(self, namespace: str, name: str, **status: Any) -> JSON:
+        """The operator writes a job's status."""
+        self.jobs[namespace, name]["status"] = status
+        return self._written((namespace, name))
+
+    def _written(self, place: tuple[str, str]) -> JSON:
+        self._version += 1
+        self.jobs[place]["metadata"]["resourceVersion"] = str(self._version)
+        return copy.deepcopy(self.jobs[place])
+
+
+def _place(path: str) -> tuple[str, str]:
+    parts = urlsplit(path).path.split("/")
+    return parts[5], parts[7]
+
+
+@dataclass
+class Site:
+    """A gateway at a port, and its client."""
+
+    api: ApiServer
+    board: Board
+    port: int
+    http: aiohttp.ClientSession
+    root: Path
+    token: str = "search"
+    models: dict[str, JSON] = field(default_factory=lambda: {"minilm": MINILM})
+
+    def headers(self, **more: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}", **more}
+
+    async def ask(self, method: str, path: str, **more: Any) -> tuple[int, JSON]:
+        if isinstance(data := more.get("data"), bytes):
+            more["data"] = io.BytesIO(data)  # of long ones aiohttp warns
+        more["headers"] = self.headers(**more.pop("headers", {}))
+        async with self.http.request(method, f"http://127.0.0.1:{self.port}{path}", **more) as answer:
+            return answer.status, await answer.json()
+
+    async def upload(self, data: bytes, name: str = "in.jsonl", **headers: str) -> tuple[int, JSON]:
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", io.BytesIO(data), filename=name, content_type="application/octet-stream")
+        return await self.ask("POST", "/v1/files", data=form, headers=headers)
+
+    async def uploaded(self, data: bytes = b"") -> str:
+        status, file = await self.upload(data or request(1))
+        assert status == 200, file
+        return str(file["id"])
+
+    async def create(self, file: str, headers: dict[str, str] | None = None, **fields: Any) -> tuple[int, JSON]:
+        body = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h", **fields}
+        return await self.ask("POST", "/v1/batches", json=body, headers=headers or {})
+
+    def stored(self) -> list[str]:
+        """All files below the claim."""
+        return sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*") if p.is_file())
+
+
+def request(number: int, model: str = "minilm", url: str = "/v1/embeddings") -> bytes:
+    body = {"model": model, "input": f"text {number}"}
+    return json.dumps({"custom_id": str(number), "method": "POST", "url": url, "body": body}).encode() + b"\n"
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path,
+    api: ApiServer | None = None,
+    accounts: keys.Keys | None = None,
+    workers: Workers | None = None,
+    **settings: Any,
+) -> AsyncIterator[Site]:
+    """A gateway whose files are in a folder, for namespace `search` by its default."""
+    api = api or ApiServer()
+    api.rights = api.rights or {"search": VERBS, "train": VERBS}
+    claim = folder / "claims" / "files"
+    claim.mkdir(parents=True, exist_ok=True)
+    chosen = {"storage_url": "pvc://files/gpubatch", "namespace": "search", **settings}
+    config = Settings.model_validate(chosen)
+    files, board = Files(config, Environment(claims_dir=folder / "claims")), Board()
+    held = accounts or keys.Keys()
+    client: Any = api
+    async with aiohttp.ClientSession() as http:
+        site = Site(api, board, 0, http, claim)
+        creation = Creation(client, board, files, lambda: models.Models(site.models), workers, config)
+        gate = Gate(api.review, lambda: held)
+        known = Known(client, board)
+        routes = Routes(gate, files, board, known, creation, lambda: models.Models(site.models), config)
+        async with server.listening(server.application(routes, 30.0), "127.0.0.1", 0) as site.port:
+            yield site
+
+
+async def raw(port: int, data: bytes, eof: bool = False) -> bytes:
+    """Send bytes, and read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        await writer.drain()
+        if eof:
+            writer.write_eof()
+        return await reader.read()
+    finally:
+        writer.close()
