@@ -29,6 +29,7 @@ from gpubatch_operator.reconciler import Reconciler
 PAUSE = 0.4  # seconds between two looks at the first positions
 FULL = 1.0  # and at all others, and estimates
 PARALLEL = 8
+PATIENCE = 0.2  # seconds that positions wait for new estimates, to be written with them
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Publisher:
         self._client, self._store, self._reconciler = client, store, reconciler
         self._feed = Feed()
         self._estimates: Mapping[str, Estimate] = {}
+        self._estimating: asyncio.Task[tuple[Mapping[str, Estimate], float]] | None = None
         self._budget, self._full_at = Budget(), float("-inf")
         self._rested_at = 0.0  # not before then are estimates made anew
 
@@ -65,15 +67,13 @@ class Publisher:
         # The jobs as they are now, in the order of the plan: the plan's own values may be a write behind.
         queue = [j for planned in self._reconciler.last_plan.queue if (j := self._store.waiting.get(planned.uid))]
         active, nodes = list(self._store.active.values()), list(self._store.nodes.values())
-        if full := now >= max(self._full_at + FULL, self._rested_at):
+        if full := now >= self._full_at + FULL:
             self._full_at = now
-            finished, started = self._store.take_finished(), time.monotonic()
-            self._estimates, cost = await asyncio.to_thread(self._estimate, queue, active, nodes, finished, now)
-            # The work shares its processor with the planner: it may use a tenth of it.
-            self._rested_at = now + 10 * cost - (time.monotonic() - started)
-            for verdict in self._feed.verdicts():
-                metrics.ESTIMATE_ERROR.labels(verdict.of).observe(verdict.error)
-                metrics.ESTIMATE_BOUNDS.labels(verdict.of, "true" if verdict.held else "false").inc()
+            if self._estimating is None and now >= self._rested_at:
+                finished = self._store.take_finished()
+                work = asyncio.to_thread(self._estimate, queue, active, nodes, finished, now)
+                self._estimating = asyncio.create_task(work)
+        await self._take_estimates(now)
         estimates = {uid: later(e, now) for uid, e in self._estimates.items()}
         blockers = publish.Blockers(nodes, self._store.scope.nodes)
         shares = publish.Shares(self._reconciler.policy.max_slots, self._store.active_in)
@@ -110,13 +110,27 @@ class Publisher:
         )
         chosen = list(itertools.islice(rest, others))
         self._budget.spend(len(chosen))
-        if not full or not exact or len(chosen) == others or not settled:
+        if not full or not exact or len(chosen) == others or not settled or self._estimating:
             self._reconciler.planned.set()  # there may be more to do, whether or not anything happens
         todo += chosen
         results = await asyncio.gather(*(write(*t) for t in todo), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    async def _take_estimates(self, now: float) -> None:
+        """Those that are ready, or will be at once; the positions of a long queue don't wait for its estimates."""
+        if (task := self._estimating) is None:
+            return
+        await asyncio.wait({task}, timeout=PATIENCE)
+        if not task.done():
+            return
+        self._estimating = None
+        self._estimates, cost = task.result()
+        self._rested_at = now + 10 * cost  # the work shares its processor with the planner: it may use a tenth of it
+        for verdict in self._feed.verdicts():
+            metrics.ESTIMATE_ERROR.labels(verdict.of).observe(verdict.error)
+            metrics.ESTIMATE_BOUNDS.labels(verdict.of, "true" if verdict.held else "false").inc()
 
     def _estimate(
         self, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], finished: Sequence[Job], now: float

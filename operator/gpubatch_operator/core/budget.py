@@ -1,7 +1,8 @@
 """How many writes positions and estimates are worth now: the faster the queue moves, the sooner they are wrong.
 
 Positions up to `publish.EXACT` are written once the queue stands still for a moment, and every few seconds while it
-doesn't. All others are written at a rate that falls as the queue's rises; a queue at rest converges to exact.
+doesn't. Of all others some are written for each move, the fewer the faster they come: a single one causes no storm. A
+queue at rest converges to exact.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ SETTLED = 10.0  # and after which all are made exact
 LATEST = 5.0  # seconds after which they are written although the queue moves
 MOST = 100.0  # other writes a second, in a queue at rest
 LEAST = 1.0  # and in the fastest
-SHARE = 20.0  # others a second times moves a second
+SHARE = 20.0  # and at one move a second
+SLOW = 0.15  # moves a second: slower ones count as these
 
 
 class Budget:
@@ -33,7 +35,8 @@ class Budget:
         self._seen.append((now, moves))
         while len(self._seen) > 1 and self._seen[1][0] <= now - WINDOW:
             self._seen.popleft()
-        rate = min(MOST, max(LEAST, SHARE / max(self.speed(), SHARE / MOST)))
+        speed = max(SLOW, self.speed())
+        rate = MOST if self.settled(now) else max(LEAST, SHARE * min(speed, 1 / speed))
         self._left = min(rate, self._left + rate * (now - self._at))
         self._at = now
 

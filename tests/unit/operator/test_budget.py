@@ -39,6 +39,20 @@ def test_the_faster_the_queue_the_fewer_the_other_writes():
     assert fastest <= 100 * LEAST + 2 * MOST
 
 
+def test_a_single_move_in_a_queue_at_rest_causes_no_storm():
+    budget, total = Budget(), 0
+    budget.see(0, 0.0)
+    budget.see(0, 2 * SETTLED)
+    assert budget.others() == MOST
+    for tick in range(50):  # five seconds
+        now = 2 * SETTLED + 0.1 + tick / 10
+        budget.see(1, now)
+        assert not budget.settled(now)
+        total += (wanted := budget.others())
+        budget.spend(wanted)
+    assert total <= 20
+
+
 def test_a_queue_at_rest_may_be_made_exact():
     budget = Budget()
     budget.see(5, 0.0)
