@@ -61,6 +61,7 @@ def _start_ill_nodes(cluster: Cluster, count: int, seconds: float) -> None:
             begin = time.time()
             for member in ill:
                 node.stop(member)
+                node.make_room(member)
                 node.start(member)
             node.wait_until_ready(ill, begin, seconds)
 

@@ -51,8 +51,8 @@ def load(names: Sequence[str]) -> dict[str, str]:
     """Build, and bring the images onto all nodes of the cluster."""
     built, cluster = build(names), current()
     with lock(cluster.lock):
+        loading.prune(cluster, list(built.values()))  # first: an engine's image takes ten gigabytes of each node
         loading.load(cluster, list(built.values()))
-        loading.prune(cluster, _remember({}))
     return built
 
 
@@ -64,8 +64,7 @@ def _remember(used: dict[str, str]) -> dict[str, list[str]]:
         repository = reference.rpartition(":")[0]
         older = [other for other in kept.get(repository, []) if other != reference]
         kept[repository] = [*older, reference][-KEPT:]
-    if used:
-        replace_file(path, json.dumps(kept, indent=1))
+    replace_file(path, json.dumps(kept, indent=1))
     return kept
 
 

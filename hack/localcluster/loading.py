@@ -31,13 +31,13 @@ def load(cluster: Cluster, references: Sequence[str]) -> None:
                 _stream(reference, lacking)
 
 
-def prune(cluster: Cluster, keep: dict[str, list[str]]) -> None:
-    """Remove from the nodes the tags of our own images that aren't to be kept (repository -> references)."""
+def prune(cluster: Cluster, wanted: Sequence[str]) -> None:
+    """Remove from the nodes the other tags of these images, and what only they needed."""
+    repositories = {reference.rpartition(":")[0] for reference in wanted}
     for member in [] if kind.is_used() else cluster.known_nodes():
         for reference in node.images(member):
-            repository = reference.rpartition(":")[0]
-            if repository in keep and reference not in keep[repository]:
-                node.ctr(member, "images", "rm", reference)
+            if reference.rpartition(":")[0] in repositories and reference not in wanted:
+                node.ctr(member, "images", "rm", "--sync", reference)
 
 
 def _stream(reference: str, members: Sequence[Node]) -> None:

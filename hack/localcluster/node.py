@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localcluster import archive, cgroups, control, daemons, kube, network, tools
-from localcluster.console import SetupError
+from localcluster.console import SetupError, say
 from localcluster.settings import Node
 from localcluster.shell import run, wait_for
 
 INIT = Path(__file__).parent / "node_init.sh"
+ROOM = 20 << 30  # bytes; the images of all nodes together take about as much
 PAUSE_IMAGE = "gpubatch.dev/pause:1"
 DAEMONS = ("init", "containerd", "kubelet", "kube-proxy")
 RESTARTING = 'while :; do "$@"; echo "$0 exited $?, and is started again"; sleep 1; done'
@@ -71,6 +72,13 @@ def wait_until_ready(nodes: Sequence[Node], since: float, seconds: float) -> Non
     """Wait until all of these nodes have reported Ready after `since`: an older report is of an earlier life."""
     for node in nodes:
         wait_for(f"node {node.name}", functools.partial(is_well, node, since), seconds, node.state / "kubelet.log")
+
+
+def make_room(node: Node) -> None:
+    """Drop the images of a stopped node when the disk is nearly full: they come again; a kubelet needs some room."""
+    if node.containerd.exists() and shutil.disk_usage(node.containerd).free < ROOM:
+        say(f"    less than {ROOM >> 30} GiB are free: the images of {node.name} are removed, and will be loaded again")
+        shutil.rmtree(node.containerd)
 
 
 def stop(node: Node) -> None:
