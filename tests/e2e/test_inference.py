@@ -209,7 +209,10 @@ def test_a_failing_receiver_is_tried_three_times_then_the_message_is_a_dead_lett
 # --- kill -9, and deletion, in the middle of a job
 
 
-SLOW = 48
+SLOW = 120
+EARLY, LATE = SLOW // 10, SLOW * 2 // 3
+"""Answers with which a job counts as in its middle: status tells them every few seconds, and engines may be quick."""
+
 AT_ONCE = 3
 
 
@@ -221,7 +224,7 @@ async def half_way(api: Api, bucket: S3Store, say: Say, name: str, **spec: Any) 
     async def middle() -> bool:
         job = Job(name, await api.job(name))
         assert job.phase not in ("Succeeded", "Failed"), "it ended too soon to be disturbed"
-        return bool(SLOW / 6 <= (job.status.get("progress") or {}).get("completed", 0) <= SLOW / 2)
+        return bool(EARLY <= (job.status.get("progress") or {}).get("completed", 0) <= LATE)
 
     await eventually(f"{name} to be in the middle of its requests", middle, ENGINE_PATIENCE)
     say("in the middle of its requests")
@@ -289,7 +292,7 @@ async def test_an_engine_killed_with_kill_9_is_restarted_and_the_run_goes_on(
     lives.append(installation.logs(name, "engine"))
     before, after = (sum(bool(ANSWERED.search(line)) for line in life) for life in lives)
     say(f"{SLOW} requests, {before} answers of the first engine, {after} of the second")
-    assert before >= SLOW / 6
+    assert before >= EARLY
     assert before + after <= SLOW + AT_ONCE, "only what was in flight when the engine died was asked again"
 
 
@@ -305,7 +308,7 @@ async def test_deleting_a_running_job_saves_what_it_has_and_frees_the_slot(
     say(f"the next job was done {time.monotonic() - start:.0f} s after the deletion")
     assert pod["metadata"]["uid"] not in {p["metadata"]["uid"] for p in await api.pods()}
     partial = read_lines(bucket, "deleted.out.jsonl.partial")
-    assert SLOW / 6 <= len(partial) < SLOW
+    assert EARLY <= len(partial) < SLOW
     known = [answer["custom_id"] for answer in partial]
     assert not answered_once(partial, known)
     assert set(known) < set(ids(slow_requests()))

@@ -254,9 +254,13 @@ class Adversary:
     # --- kills
 
     async def _kill(self, blow: Blow) -> None:
-        self.listen()
-        done, saved = (await self._progress() or {"completed": 0})["completed"], self._saved()
         keeps_volume = blow.kind in (Kind.RUNNER, Kind.ENGINE) or blow.way == WAYS[Kind.POD][0]
+        self.listen()
+        if keeps_volume:
+            progress = await self._progress() or {"completed": 0}
+        else:  # what is lost with the volume can be told only if it is known: a runner that is down comes back
+            progress = await eventually(f"{self.job} to say how far it is", self._progress, PATIENCE)
+        done, saved = progress["completed"], self._saved()
         if not self._decided():
             self.may_repeat += self.at_once + (0 if keeps_volume else max(0, done - saved))
         if blow.kind is Kind.NODE:
