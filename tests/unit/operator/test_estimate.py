@@ -132,6 +132,19 @@ def test_a_stall_moves_the_end_and_loading_is_not_counted_as_work():
     assert estimator.running("x", 2100.0).completion > on_time + 500
 
 
+def test_all_work_done_means_nearly_over_however_long_others_took():
+    estimator = Estimator()
+    seen(estimator, *[5000.0] * 10)
+    estimator.submitted(task("x"))
+    estimator.started("x", 0.0)
+    for second in range(1, 21):
+        estimator.reported("x", float(second), second / 20)
+    for now in (20.5, 22.0, 25.0):
+        got = estimator.running("x", now)
+        assert now <= got.completion <= now + 10
+        assert got.completion_p90 <= now + 100
+
+
 def test_the_queue_is_replayed_in_order():
     estimator = Estimator()
     seen(estimator, *[100.0] * 30)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpubatch_operator.core.estimate.grid import Array, beyond, bin_of, lognormal, normal_scores, quantiles
+from gpubatch_operator.core.estimate.grid import Array, beyond, bin_of, lognormal, normal_scores, overdue, quantiles
 from gpubatch_operator.core.estimate.history import PRIOR, History
 from gpubatch_operator.core.estimate.mixture import Context, Mixture
 from gpubatch_operator.core.estimate.progress import Track, Unevenness
@@ -152,8 +152,9 @@ class Durations:
         law = self._mixture.weights(context, len(views)) @ np.array(views) + FLOOR * PRIOR
         if said := self._unevenness.law(job.task.levels[-1], job.track, elapsed):
             law = law * lognormal(*said)
-            if said[0] < math.log(max(elapsed, 1.0)):  # later than it said: it is nearly done, or stalls
-                law = law + 1e-3 * law.sum() * PRIOR
+            due, sigma = math.exp(said[0]), said[1]
+            if due < elapsed:  # later than it said: it is nearly done, or stalls
+                law = law + 1e-3 * law.sum() * overdue(elapsed, max(elapsed - due, sigma * elapsed, 1.0))
         law = beyond(law, elapsed)
         total = law.sum()
         if total < 1e-300:  # older than anything that the views know

@@ -67,6 +67,17 @@ def beyond(laws: Array, seconds: float) -> Array:
     return out
 
 
+def overdue(elapsed: float, late: float) -> Array:
+    """The law of what should have ended: it goes on for as long again as it is late, in the median (Lomax, 1).
+
+    Args:
+        elapsed: Seconds that it has lasted.
+        late: Seconds, positive.
+    """
+    survives = late / (late + np.maximum(EDGES - elapsed, 0.0))
+    return np.asarray(survives[:-1] - survives[1:])
+
+
 def quantiles(law: Array, levels: Array, above: float = 0.0) -> Array:
     """The durations, seconds, at these levels (0 to 1); none is below `above`."""
     cumulated = np.empty(BINS + 1)
