@@ -70,7 +70,8 @@ def test_a_watch_that_ends_is_gone_on_with_from_where_it_was(api: FakeApi, run: 
         api, [job("a")], [("MODIFIED", later), ("BOOKMARK", bookmark)], [("MODIFIED", job("a", "Succeeded", **ENDED))]
     )
     assert run("wait", "a").code == 0
-    assert [a.query["resourceVersion"] for a in api.asked if "watch" in a.query] == ["1", "30"]
+    watches = [a.query["resourceVersion"] for a in api.asked if "watch" in a.query]
+    assert watches[:2] == ["1", "30"]  # a third may be on its way before the end is seen
 
 
 def test_a_watch_that_is_too_old_is_made_anew_from_a_new_list(api: FakeApi, run: Run) -> None:
