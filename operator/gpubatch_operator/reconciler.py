@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import itertools
 import logging
 import time
 from functools import partial
@@ -229,7 +230,7 @@ class Reconciler:
 
     def _is_behind_others(self, job: Job) -> bool:
         """Whether somebody ahead may enter the queue, too, and is just about to: it was full a moment ago."""
-        ahead = (j for j in (*self._holding.values(), *self._store.held.values()) if RANK(j) < RANK(job))
+        ahead = (j for j in itertools.chain(self._holding.values(), self._store.held.values()) if RANK(j) < RANK(job))
         return any(j.uid not in self._failures and self._store.gate.hold(j, j.requests) is None for j in ahead)
 
     def _report(self, job: Job, family: list[Pod]) -> ProgressReport | None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from gpubatch_runner.concurrency import Concurrency
 from gpubatch_runner.engine import Answer, EngineClient
 from gpubatch_runner.files import Files, FileUnavailableError
-from gpubatch_runner.http1 import ConnectionLostError, FileBody
+from gpubatch_runner.http1 import FileBody
+from gpubatch_runner.http1_answer import ConnectionLostError
 from gpubatch_runner.request_queue import Item, RequestQueue, State
 from gpubatch_runner.requests import Request
 from gpubatch_runner.supervisor import Supervisor

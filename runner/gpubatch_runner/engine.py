@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from gpubatch_runner.answers import tokens_of
 from gpubatch_runner.concurrency import Load
 from gpubatch_runner.contract import EngineInfo
-from gpubatch_runner.http1 import ConnectionLostError, Connections, FileBody, Stream
+from gpubatch_runner.http1 import Connections, FileBody, Stream
+from gpubatch_runner.http1_answer import ConnectionLostError
 
 _DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
 """What vLLM's HTTP server answers, with 500, once its engine process has died."""

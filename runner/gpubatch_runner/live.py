@@ -218,11 +218,7 @@ class Service:
         self._workdir.save()
 
     def _show_engine(self, up: bool, message: str) -> None:
-        metrics = self._progress.metrics
-        metrics.engine_up.set(up)
-        self._progress.engine_proven = False
-        if not up and self._workdir.state.engine_answered:
-            metrics.engine_deaths.inc()
+        self._progress.engine_changed(up, self._workdir.state.engine_answered)
         if self._supervisor.generation and not up:
             self._concurrency.died()
         self._progress.enter(Stage.PROCESSING if up else Stage.LOADING_MODEL, message)

@@ -48,6 +48,13 @@ class RunProgress:
             self._samples.clear()
         self.stage, self.message = stage, message
 
+    def engine_changed(self, up: bool, answered_before: bool) -> None:
+        """The engine came up or went down; one that had answered a request has died."""
+        self.metrics.engine_up.set(up)
+        self.engine_proven = False
+        if not up and answered_before:
+            self.metrics.engine_deaths.inc()
+
     def adopt(self, seconds: dict[str, float]) -> None:
         """Goes on counting from what earlier containers spent."""
         for stage, spent in self.seconds.items():

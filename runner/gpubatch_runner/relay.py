@@ -24,7 +24,8 @@ from gpubatch_runner.complaints import complaint, ending, event
 from gpubatch_runner.concurrency import Concurrency
 from gpubatch_runner.contract import TRANSCRIPTIONS, RunSpec
 from gpubatch_runner.engine import EngineClient, says_dead
-from gpubatch_runner.http1 import ConnectionLostError, NotConnectedError, Stream
+from gpubatch_runner.http1 import NotConnectedError, Stream
+from gpubatch_runner.http1_answer import ConnectionLostError
 from gpubatch_runner.lines import MAX_LINE
 from gpubatch_runner.places import ClosedError, Places
 from gpubatch_runner.progress import RunProgress

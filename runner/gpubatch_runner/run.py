@@ -184,11 +184,7 @@ class Attempt:
         self._ending.engine = engine
 
     def _show_engine(self, up: bool, message: str) -> None:
-        metrics = self._progress.metrics
-        metrics.engine_up.set(up)
-        self._progress.engine_proven = False
-        if not up and self._workdir.state.engine_answered:
-            metrics.engine_deaths.inc()
+        self._progress.engine_changed(up, self._workdir.state.engine_answered)
         processing = up and self._journal is not None
         self._progress.enter(Stage.PROCESSING if processing else Stage.LOADING_MODEL, message)
 

@@ -210,7 +210,7 @@ class Pod:
     deleting: bool
     gone: bool  # deleted from the API; this is the last that was seen of it
     has_finalizer: bool
-    ip: str | None
+    address: str | None  # where its runner answers: host:port
     started: bool  # the main container runs or has run
     restarts: int  # of the main container
     terminated_message: str | None  # of the main container's last end
@@ -227,7 +227,6 @@ class Pod:
     killed: bool = False  # deleted without grace: nobody waits for its containers, only our finalizer holds it
     reports: bool = True  # something in it can be asked for its progress
     last_report: ProgressReport | None = None  # the last words of a template pod's sidecar
-    address: str | None = None  # where its runner answers: host:port
 
     @property
     def finished(self) -> bool:

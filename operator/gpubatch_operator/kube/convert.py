@@ -233,7 +233,7 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         killed=meta.get("deletionGracePeriodSeconds") == 0,
         gone=gone,
         has_finalizer=FINALIZER in (meta.get("finalizers") or []),
-        ip=status.get("podIP"),
+        address=_address(status.get("podIP")),
         started=any(
             bool(c.get("started")) or "running" in (c.get("state") or {}) or bool(_last(c)) for c in (main, first)
         ),
@@ -247,7 +247,6 @@ def pod_of(raw: JSON, gone: bool = False) -> Pod:
         engine_down=bool(engine) and "running" not in engine_state,
         engine_end=_end(engine_state.get("terminated") or (engine.get("lastState") or {}).get("terminated")),
         reports=not _is_template(spec) or SIDECAR in _sidecars(spec),
-        address=f"{host(status['podIP'])}:{PROGRESS_PORT}" if status.get("podIP") else None,
         last_report=_report(((sidecar.get("state") or {}).get("terminated") or {}).get("message")),
     )
 
@@ -399,9 +398,9 @@ def _live(spec: JobSpec) -> str | None:
     return None if work is None or work.input.live is None else work.served_model_name or work.model
 
 
-def host(ip: str) -> str:
-    """An address as URLs have it."""
-    return f"[{ip}]" if ":" in ip else ip
+def _address(ip: str | None) -> str | None:
+    """Where the runner of the pod with this address answers, as URLs have it."""
+    return (f"[{ip}]:{PROGRESS_PORT}" if ":" in ip else f"{ip}:{PROGRESS_PORT}") if ip else None
 
 
 def _maybe_seconds(text: str | None) -> float | None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gpubatch_operator.core.model import Pod
 from gpubatch_operator.kube import convert
 from gpubatch_operator.kube.store import Store
-from gpubatch_runner.contract import PROGRESS_PORT, Progress
+from gpubatch_runner.contract import Progress
 
 MAX_BYTES = 1 << 16
 TIMEOUT = aiohttp.ClientTimeout(total=3)
@@ -27,7 +27,7 @@ async def poll(store: Store, interval: float, unresponsive_seconds: float) -> No
     connector = aiohttp.TCPConnector(limit=64, force_close=False)
     async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
         while True:
-            pods = [p for p in store.pods.values() if p.kind == "run" and p.ip and p.reports and not p.finished]
+            pods = [p for p in store.pods.values() if p.kind == "run" and p.address and p.reports and not p.finished]
             answers = await asyncio.gather(*(_ask(session, store, p) for p in pods))
             answered = {p.uid: answer for p, answer in zip(pods, answers, strict=True) if p.started}
             for uid, since in silence.after(answered, time.time()):
@@ -61,10 +61,9 @@ class Silence:
 
 
 async def _ask(session: aiohttp.ClientSession, store: Store, pod: Pod) -> bool:
-    host = convert.host(pod.ip or "")
     try:
         # A template's own program may answer there: no redirect of its is followed, nor all of its answer read.
-        url = f"http://{host}:{PROGRESS_PORT}/progress"
+        url = f"http://{pod.address}/progress"
         async with session.get(url, allow_redirects=False) as response:
             body = b""
             while chunk := await response.content.read(MAX_BYTES + 1 - len(body)):

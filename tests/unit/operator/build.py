@@ -97,7 +97,7 @@ def pod(**changes: Any) -> Pod:
         killed=False,
         gone=False,
         has_finalizer=False,
-        ip=None,
+        address=None,
         started=False,
         restarts=0,
         terminated_message=None,

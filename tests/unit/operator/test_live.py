@@ -52,7 +52,7 @@ def admitted(spec: JSON | None = None) -> Job:
 
 
 def works(**changes: Any) -> Pod:
-    base = pod(node="node-a", started=True, phase="Running", ip="10.0.0.7", address="10.0.0.7:9808")
+    base = pod(node="node-a", started=True, phase="Running", address="10.0.0.7:9808")
     return replace(base, **changes)
 
 

@@ -15,6 +15,19 @@ from gpubatch_runner.environment import Environment
 
 RUNNER_PATH = str(Path(__file__).parents[3] / "runner")
 
+STATUS_FIELDS = {
+    "queue_size",
+    "processing_count",
+    "max_concurrent",
+    "max_queue_size",
+    "total_processed",
+    "total_failed",
+    "total_queued",
+    "active_requests",
+    "is_running",
+}
+"""Of `GET /v1/queue/status`: exactly these."""
+
 
 def request(number: int, **changes: Any) -> dict[str, Any]:
     """A valid chat request whose prompt is its number."""

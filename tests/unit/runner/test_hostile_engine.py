@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gpubatch_runner import dispatch, http1
+from gpubatch_runner import dispatch, http1_answer
 from gpubatch_runner.run import run
 from unit.runner.hostile_engine import FAULTS, SOUND, HostileEngine
 from unit.runner.jobs import Job, ids, records, request
@@ -70,7 +70,7 @@ async def test_what_heals_is_answered(job: Job) -> None:
 
 
 async def test_an_answer_that_never_ends_does_not_fill_the_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "MAX_BODY", 20)
+    monkeypatch.setattr(http1_answer, "MAX_BODY", 20)
     job.write([asking("unending 1")])
     async with HostileEngine() as engine:
         spec = job.spec(engine_url=engine.url, request_timeout_seconds=30, max_retries=0)

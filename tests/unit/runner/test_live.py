@@ -21,21 +21,10 @@ from gpubatch_runner.http1 import Connection
 from gpubatch_runner.workdir import Workdir
 from unit.runner.fake_engine import Behaviour, FakeEngine
 from unit.runner.hostile_engine import FAULTS, SOUND, HostileEngine
-from unit.runner.jobs import Job
+from unit.runner.jobs import STATUS_FIELDS, Job
 
 KEY = "a-key"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
-FIELDS = {
-    "queue_size",
-    "processing_count",
-    "max_concurrent",
-    "max_queue_size",
-    "total_processed",
-    "total_failed",
-    "total_queued",
-    "active_requests",
-    "is_running",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +130,7 @@ async def test_an_answer_is_passed_on_as_the_engine_gave_it(start: Any) -> None:
         assert response.status == 200
         assert body["choices"][0]["message"]["content"] == "echo 7"
         status = await server.status()
-        assert set(status) == FIELDS
+        assert set(status) == STATUS_FIELDS
         assert (status["total_processed"], status["total_queued"], status["active_requests"]) == (1, 1, 0)
         assert status["is_running"] is True
         async with server.session.get(f"{server.url}/v1/queue/request/{request_id}") as response:

@@ -15,19 +15,7 @@ from gpubatch_runner.request_queue import REMEMBERED, Item, RequestQueue, State
 from gpubatch_runner.requests import Request
 from gpubatch_runner.run import run
 from unit.runner.fake_engine import FakeEngine
-from unit.runner.jobs import Job, request
-
-FIELDS = {
-    "queue_size",
-    "processing_count",
-    "max_concurrent",
-    "max_queue_size",
-    "total_processed",
-    "total_failed",
-    "total_queued",
-    "active_requests",
-    "is_running",
-}
+from unit.runner.jobs import STATUS_FIELDS, Job, request
 
 
 class Looking:
@@ -108,7 +96,7 @@ async def test_while_the_model_loads_the_queue_is_there_and_does_not_run(
     job.write([request(1)])
     async with Looking(job, caplog, engine_url="http://127.0.0.1:1", max_concurrent_requests=7) as look:
         _, status = await look.get("/v1/queue/status")
-    assert set(status) == FIELDS
+    assert set(status) == STATUS_FIELDS
     assert (status["is_running"], status["max_concurrent"], status["max_queue_size"]) == (False, 7, 100)
 
 
