@@ -14,11 +14,11 @@ from gpubatch_operator.core.totals import Tally
 from gpubatch_operator.kube.client import Client
 from gpubatch_operator.kube.convert import job_of
 from gpubatch_operator.web.totals import Record, once
+from support.accounts import account
 from support.api import Api, eventually, namespace, template_job
 from support.process import OperatorProcess
 
 JSON = dict[str, Any]
-RBAC = "rbac.authorization.k8s.io"
 
 
 def free_port() -> int:
@@ -56,23 +56,9 @@ async def site(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Site]:
             yield site
 
 
-async def account(api: Api, name: str, *may_view: str) -> str:
+async def viewer(api: Api, name: str, *may_view: str) -> str:
     """A service account that may view these namespaces; its token."""
-    path = f"/api/v1/namespaces/{api.namespace}/serviceaccounts"
-    await api.client.create(path, {"metadata": {"name": name}})
-    for where in may_view:
-        roles = f"/apis/{RBAC}/v1/namespaces/{where}"
-        rules = [{"apiGroups": ["gpubatch.dev"], "resources": ["gpubatchjobs"], "verbs": ["list"]}]
-        await api.client.create(f"{roles}/roles", {"metadata": {"name": name}, "rules": rules})
-        binding = {
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": api.namespace}],
-        }
-        await api.client.create(f"{roles}/rolebindings", binding)
-    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    token: str = (await api.client.create(f"{path}/{name}/token", request))["status"]["token"]
-    return token
+    return await account(api, name, ["gpubatchjobs"], ["list"], *may_view)
 
 
 async def test_a_caller_sees_the_namespaces_that_the_cluster_lets_them_list(api: Api, site: Site) -> None:
@@ -80,8 +66,8 @@ async def test_a_caller_sees_the_namespaces_that_the_cluster_lets_them_list(api:
         nowhere = {"nodeSelector": {"is": "nowhere"}}
         await api.create(template_job("mine", **nowhere))
         await other.create(template_job("theirs", **nowhere))
-        both = await account(api, "both", api.namespace, other.namespace)
-        one, none = await account(api, "one", api.namespace), await account(api, "none")
+        both = await viewer(api, "both", api.namespace, other.namespace)
+        one, none = await viewer(api, "one", api.namespace), await viewer(api, "none")
 
         async def seen(token: str, path: str) -> list[str]:
             status, body = await site.get(path, token)
