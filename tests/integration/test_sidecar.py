@@ -188,15 +188,12 @@ async def test_a_port_that_the_template_uses_itself_costs_only_that_way(tmp_path
             assert sidecar.stop() == 0
 
 
-async def test_the_operator_reads_it_as_it_reads_the_inference_runner(
-    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_operator_reads_it_as_it_reads_the_inference_runner(sidecar: Sidecar):
     await sidecar.up()
     sidecar.file.write_text('{"completed": 30, "total": 40, "stage": "Training"}')
     await sidecar.shows(lambda p: p.completed == 30)
-    monkeypatch.setattr(progress, "PROGRESS_PORT", sidecar.port)
     store = Store(1)
-    running = pod(ip="127.0.0.1", started=True, phase="Running", node="node-a")
+    running = pod(address=f"127.0.0.1:{sidecar.port}", started=True, phase="Running", node="node-a")
     store.pods[running.uid] = running
     polling = asyncio.create_task(progress.poll(store, 0.1, 60.0))
 
