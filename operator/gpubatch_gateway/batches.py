@@ -30,7 +30,8 @@ _ENDS = {"completed": "completed_at", "failed": "failed_at", "expired": "expired
 
 
 def request_of(job: Mapping[str, Any]) -> JSON:
-    """What the client asked for: input_file_id, endpoint, completion_window, metadata, model, content.
+    """What the client asked for: input_file_id, endpoint, completion_window, metadata, model, content; and as `at` when
+    the gateway made the job, in microseconds since the epoch.
 
     Raises:
         ValueError: Somebody else has written the annotation.
@@ -39,6 +40,17 @@ def request_of(job: Mapping[str, Any]) -> JSON:
     if not isinstance(found, dict):
         raise ValueError(f"the annotation {REQUEST} is no object")
     return found
+
+
+def born(job: Mapping[str, Any]) -> tuple[float, int]:
+    """When it was created: by the API server's clock in whole seconds, and, to order those of one second, by ours in
+    microseconds.
+
+    Raises:
+        ValueError: Somebody else has written the annotation.
+    """
+    at = request_of(job).get("at")
+    return seconds(job["metadata"]["creationTimestamp"]), at if isinstance(at, int) else 0
 
 
 def finished(job: Mapping[str, Any]) -> bool:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from gpubatch_gateway import batches, names
-from gpubatch_operator.core.clock import seconds
 
 JSON = dict[str, Any]
-Place = tuple[float, str]
-"""The newest first: minus the time of creation, then the name."""
+Place = tuple[float, int, str]
+"""The newest first: minus the time of creation in two parts, then the name."""
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +46,12 @@ class Entry:
 
 def entry(job: Mapping[str, Any]) -> Entry:
     """The batch of a job."""
-    meta, document = job["metadata"], batches.batch(job)
+    meta, document, (second, at) = job["metadata"], batches.batch(job), batches.born(job)
     return Entry(
         uid=meta["uid"],
         namespace=meta["namespace"],
         name=meta["name"],
-        place=(-seconds(meta["creationTimestamp"]), meta["name"]),
+        place=(-second, -at, meta["name"]),
         version=int(meta["resourceVersion"]),
         document=orjson.dumps(document),
         finished=batches.finished(job),
@@ -89,7 +88,9 @@ class Board:
             return held
         if (old := self._by_name.get((new.namespace, new.name))) and old.uid != new.uid:
             self.lose(old.uid)
-        if held is None:
+        if held is not None:
+            new = replace(new, place=held.place)  # whoever edits the job doesn't move it
+        else:
             bisect.insort(self._places.setdefault(new.namespace, []), new.place)
         self._by_uid[new.uid] = self._by_name[new.namespace, new.name] = new
         return new
@@ -120,5 +121,5 @@ class Board:
         """The newest first, from behind `after`, and whether there are more."""
         places = self._places.get(namespace, [])
         start = bisect.bisect_right(places, after.place) if after else 0
-        found = [self._by_name[namespace, name] for _, name in places[start : start + limit]]
+        found = [self._by_name[namespace, name] for *_, name in places[start : start + limit]]
         return found, len(places) > start + limit

@@ -134,7 +134,7 @@ class Creation:
             self._files.url(file.key),
             *(self._files.url(names.result_key(namespace, name, role)) for role in (names.OUTPUT, names.ERRORS)),
         )
-        return manifest.job(name, namespace, wish, model, models, places, self._settings, warning)
+        return manifest.job(name, namespace, wish, model, models, places, self._settings, warning, time.time())
 
     async def _model(self, file: File, wish: Wish, models: Models) -> str:
         """The model that the file's first request names."""

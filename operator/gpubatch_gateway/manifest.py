@@ -26,7 +26,15 @@ class Places:
 
 
 def job(
-    name: str, namespace: str, wish: Wish, model: str, models: Models, places: Places, settings: Settings, warning: str
+    name: str,
+    namespace: str,
+    wish: Wish,
+    model: str,
+    models: Models,
+    places: Places,
+    settings: Settings,
+    warning: str,
+    now: float,
 ) -> JSON:
     """The GPUBatchJob of a batch.
 
@@ -39,6 +47,7 @@ def job(
         places: Where its files are.
         settings: How runners reach the store, and how long a batch is kept.
         warning: What there is to say to who made it; may be empty.
+        now: Seconds since the epoch.
     """
     storage = {
         "endpoint": settings.storage_endpoint,
@@ -62,6 +71,7 @@ def job(
         "metadata": wish.metadata,
         "model": model,
         "content": wish.content,
+        "at": int(now * 1_000_000),
     }
     notes = {batches.REQUEST: json.dumps(asked, separators=(",", ":"))}
     metadata = {

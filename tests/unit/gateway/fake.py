@@ -91,7 +91,7 @@ class ApiServer:
         assert path == kube.collection(meta["namespace"])
         if place in self.jobs:
             raise ApiError(409, "AlreadyExists", "it exists")
-        more = {"uid": f"uid-{meta['name']}", "creationTimestamp": iso(EPOCH + len(self.jobs))}
+        more = {"uid": f"uid-{meta['name']}", "creationTimestamp": iso(EPOCH + len(self.jobs) // 3)}
         self.jobs[place] = copy.deepcopy(body) | {"metadata": {**meta, **more}}
         return self._written(place)
 

@@ -159,6 +159,18 @@ async def test_lists_have_the_newest_first_and_go_on(site: Site) -> None:
     assert (await site.ask("GET", "/v1/batches?after=batch_" + "0" * 32))[0] == 400
 
 
+async def test_editing_a_batchs_job_moves_it_nowhere(site: Site) -> None:
+    file = await site.uploaded()
+    made = [(await site.create(file, metadata={"n": str(n)}))[1]["id"] for n in range(3)]
+    name = str(names.job_of(made[0]))
+    notes = site.api.jobs["search", name]["metadata"]["annotations"]
+    notes[batches.REQUEST] = json.dumps(json.loads(notes[batches.REQUEST]) | {"at": 9 * 10**15})
+    site.board.put(site.api.status("search", name, phase="Queued"))
+    assert [b["id"] for b in (await site.ask("GET", "/v1/batches"))[1]["data"]] == made[::-1]
+    site.board.lose(site.api.jobs["search", name]["metadata"]["uid"])
+    assert [b["id"] for b in (await site.ask("GET", "/v1/batches"))[1]["data"]] == made[:0:-1]
+
+
 async def test_the_file_of_an_unfinished_batch_stays(site: Site) -> None:
     file = await site.uploaded()
     _, batch = await site.create(file)
