@@ -18,26 +18,25 @@ from functools import partial
 from typing import Any
 
 from gpubatch_operator import logs, metrics
-from gpubatch_operator.api.spec import JobSpec
-from gpubatch_operator.core import actions, lifecycle, running
+from gpubatch_operator.core import actions, lifecycle
 from gpubatch_operator.core.model import Attempt, AttemptState, Job, Pod
 from gpubatch_operator.core.order import RANK
-from gpubatch_operator.core.phases import ACTIVE, FINISHED, WAITING, Phase
+from gpubatch_operator.core.phases import ACTIVE, WAITING, Phase
 from gpubatch_operator.core.placement import misfit
 from gpubatch_operator.core.plan import ANY_NODE, Admission, Plan, plan
 from gpubatch_operator.core.progress import ProgressReport
 from gpubatch_operator.core.trouble import Limits
-from gpubatch_operator.kube import convert, pods
-from gpubatch_operator.kube.client import STRATEGIC_PATCH, ApiError, Client
+from gpubatch_operator.executor import Executor
+from gpubatch_operator.kube import pods
+from gpubatch_operator.kube.client import ApiError, Client
 from gpubatch_operator.kube.events import Recorder
 from gpubatch_operator.kube.livekeys import LiveKeys
 from gpubatch_operator.kube.store import Store
-from gpubatch_operator.kube.writing import job_path, write_status
+from gpubatch_operator.kube.writing import write_status
 from gpubatch_operator.observe import Observer
 from gpubatch_operator.settings import Settings
 from gpubatch_operator.timers import Timers
 from gpubatch_operator.workers import Workers
-from gpubatch_runner.contract import STOP_ANNOTATION
 
 JSON = dict[str, Any]
 PARALLEL = {"admit": 32, "advance": 24, "enter": 8}
@@ -59,17 +58,12 @@ TICK = 5.0  # time alone changes some answers: patience runs out
 log = logging.getLogger(__name__)
 
 
-def pod_path(pod: Pod) -> str:
-    """Where a pod is."""
-    return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
-
-
 class Reconciler:
     """Owns the decisions of one operator process."""
 
     def __init__(self, client: Client, store: Store, settings: Settings, events: Recorder, live_keys: LiveKeys) -> None:
         self._client, self._store, self._settings, self._events = client, store, settings, events
-        self._live_keys = live_keys
+        self._executor = Executor(client, store, settings, live_keys, self._announce)
         self._limits = Limits(
             image_pull_seconds=settings.image_pull_seconds,
             start_seconds=settings.start_seconds,
@@ -84,7 +78,6 @@ class Reconciler:
         self._observer = Observer()
         self._timers = Timers()
         self._failures: dict[str, int] = {}
-        self._refused_since: dict[str, float] = {}  # jobs whose pod the API server refuses, since when
         self._to_inspect: set[str] = set()  # wait for one of the few inspect pods
         self._inspecting: set[str] = set()  # theirs are being created
         self._workers = Workers(PARALLEL, self._ended)
@@ -189,7 +182,7 @@ class Reconciler:
         store, job, seen = self._store, self._store.jobs.get(uid), time.monotonic()
         family = store.pods_for(uid)
         if job is None:
-            self._refused_since.pop(uid, None)
+            self._executor.forget(uid)
             for pod in family:
                 for action in lifecycle.orphan(pod):
                     await self._act(None, action)
@@ -288,41 +281,13 @@ class Reconciler:
         log.info("%s: %s", phase.value, message)
         self._observer.changed(job, status, seen, others_wait=bool(self._store.waiting))
 
-    # --- actions
-
     async def _act(self, job: Job | None, action: actions.Action) -> None:
-        match action:
-            case actions.Inspect():
-                assert job is not None
-                self._to_inspect.add(job.uid)
-                self._store.changed.set()
-            case actions.Run(attempt):
-                assert job is not None
-                await self._run_attempt(job, attempt)
-            case actions.Stop(pod, reason):
-                await self._ask_to_stop(pod, reason)
-            case actions.Remove(pod):
-                await self._client.delete(pod_path(pod), pod.uid)
-            case actions.Release(pod):
-                await self._release(pod)
-            case actions.Expire():
-                assert job is not None
-                await self._client.delete(job_path(job), job.uid)
-
-    async def _run_attempt(self, job: Job, attempt: Attempt) -> None:
-        spec, digest = self._spec(job), None
-        if spec.inference and (asked := spec.inference.input.live) and asked.key_from is None:
-            try:
-                digest = await self._live_keys.digest(job.uid)
-            except ApiError as e:
-                if e.status not in (403, 422):
-                    raise
-                message = f"{e.message} (for the key of live requests; spec.inference.input.live.keyFrom needs none)"
-                if await self._rejected(job, ApiError(e.status, e.reason, message)):
-                    raise
-                return
-        raw, end = self._store.raw[job.uid], running.deadline(job, attempt)
-        await self._create(job, pods.runner_pod(raw, spec, attempt, self._settings, end, digest))
+        if isinstance(action, actions.Inspect):
+            assert job is not None
+            self._to_inspect.add(job.uid)
+            self._store.changed.set()
+        else:
+            await self._executor.act(job, action)
 
     def _inspect_some(self) -> None:
         """Begin to create inspect pods for the first in order, as many as may run at a time."""
@@ -340,72 +305,6 @@ class Reconciler:
     async def _inspect(self, job: Job) -> None:
         logs.about(job)
         try:
-            await self._create(job, pods.inspect_pod(self._store.raw[job.uid], self._spec(job), self._settings))
+            await self._executor.act(job, actions.Inspect())
         finally:
             self._inspecting.discard(job.uid)
-
-    def _spec(self, job: Job) -> JobSpec:
-        return convert.spec_of(self._store.raw[job.uid]["spec"])
-
-    async def _create(self, job: Job, pod: JSON) -> None:
-        path = f"/api/v1/namespaces/{job.namespace}/pods"
-        try:
-            self._store.put_pod(await self._client.create(path, pod))
-            self._refused_since.pop(job.uid, None)
-        except ApiError as e:
-            if e.status == 409 and e.reason == "AlreadyExists":
-                await self._adopt(job, f"{path}/{pod['metadata']['name']}")
-            elif e.status in (400, 403, 404, 422):
-                if await self._rejected(job, e):
-                    raise  # tried again, later and later
-            else:
-                raise
-
-    async def _adopt(self, job: Job, path: str) -> None:
-        """A pod of that name exists: ours, if its owner is this very job."""
-        raw = await self._client.get(path)
-        if any(o["uid"] == job.uid for o in raw["metadata"].get("ownerReferences") or []):
-            self._store.put_pod(raw)
-        else:
-            await self._rejected(
-                job, ApiError(409, "AlreadyExists", f"a pod {raw['metadata']['name']} of another owner exists")
-            )
-
-    async def _rejected(self, job: Job, error: ApiError) -> bool:
-        """The API server refuses the pod; whether to try it again.
-
-        What is wrong with the job is final. Forbidden may change by itself: a quota gets free, a namespace that was
-        made a moment ago gets its service account.
-        """
-        current = self._store.jobs.get(job.uid)
-        if current is None or current.phase in FINISHED:
-            return False
-        now, message = time.time(), f"the API server refused the pod: {error.message}"
-        since = self._refused_since.setdefault(job.uid, now)
-        quota = error.status == 403 and "exceeded quota" in error.message
-        final = error.status != 403 or now >= since + self._settings.start_seconds
-        if quota:
-            status = lifecycle.over_quota(current, message, now)
-        else:
-            status = lifecycle.rejected(current, message, now, final)
-        if await write_status(self._client, self._store, current, status):
-            self._announce(current, status, time.monotonic())
-        return current.phase is Phase.VALIDATING if quota else not final
-
-    async def _ask_to_stop(self, pod: Pod, reason: str) -> None:
-        body = {"metadata": {"uid": pod.uid, "annotations": {STOP_ANNOTATION: reason}}}
-        try:
-            self._store.put_pod(await self._client.patch(pod_path(pod), body))
-        except ApiError as e:
-            if e.status not in (404, 409):  # it is gone, or another one has its name
-                raise
-
-    async def _release(self, pod: Pod) -> None:
-        path = pod_path(pod)
-        try:
-            # The API server takes it out of the list as it is then; a pod of another uid is a conflict.
-            body = {"metadata": {"uid": pod.uid, "$deleteFromPrimitiveList/finalizers": [convert.FINALIZER]}}
-            self._store.put_pod(await self._client.patch(path, body, STRATEGIC_PATCH))
-        except ApiError as e:
-            if e.status not in (404, 409):
-                raise

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
+from gpubatch_operator import executor, observe, reconciler
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.core.model import Job
 from gpubatch_operator.core.phases import CHANGES, FINISHED, Phase
@@ -42,6 +45,11 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def rule(self, patch: pytest.MonkeyPatch) -> None:
+        """The operator's rounds go by it."""
+        for module in (reconciler, executor, observe):
+            patch.setattr(module, "time", self)
 
 
 class LiveKeys:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from gpubatch_operator import reconciler as reconciler_module
 from gpubatch_operator.core import lifecycle, livekey, publish
 from gpubatch_operator.core.estimate import Estimate, Feed
 from gpubatch_operator.core.lifecycle import advance
@@ -215,7 +214,7 @@ class World:
 
     def __init__(self, patch: pytest.MonkeyPatch, keys: Any) -> None:
         self.clock, store = Clock(), Store(1)
-        patch.setattr(reconciler_module, "time", self.clock)
+        self.clock.rule(patch)
         self.cluster = Cluster(self.clock)
         self.cluster.add_node("node-0")
         self.reconciler = Reconciler(self.cluster, store, Settings(), Recorder(), keys)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gpubatch_operator import logs, metrics, observe
-from gpubatch_operator import reconciler as reconciler_module
 from gpubatch_operator.core.model import Occupant, Snapshot
 from gpubatch_operator.core.phases import Phase
 from gpubatch_operator.core.plan import plan
@@ -42,8 +41,7 @@ def since() -> Since:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(observe, "time", clock)
-    monkeypatch.setattr(reconciler_module, "time", clock)
+    clock.rule(monkeypatch)
     return clock
 
 

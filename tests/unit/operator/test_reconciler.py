@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from gpubatch_operator import reconciler as reconciler_module
 from gpubatch_operator.core import lifecycle
 from gpubatch_operator.core.limits import QueueLimits
 from gpubatch_operator.kube.client import MERGE_PATCH
@@ -28,7 +27,7 @@ class World:
 
     def __init__(self, patch: pytest.MonkeyPatch, nodes: int = 1, depth: int | None = None) -> None:
         self.clock, self.store, self.events = Clock(), Store(1, QueueLimits(depth)), Recorder()
-        patch.setattr(reconciler_module, "time", self.clock)
+        self.clock.rule(patch)
         self.cluster = Cluster(self.clock)
         for i in range(nodes):
             self.cluster.add_node(f"node-{i}")

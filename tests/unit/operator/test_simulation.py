@@ -53,7 +53,7 @@ class Simulation:
 
     def __init__(self, patch: pytest.MonkeyPatch, nodes: list[int], slots: int, depth: int) -> None:
         self.clock = Clock()
-        patch.setattr(reconciler_module, "time", self.clock)
+        self.clock.rule(patch)
         self.loop = asyncio.Runner()
         self.unforeseen = Unforeseen()
         patch.setattr(reconciler_module.log, "handlers", [self.unforeseen])
