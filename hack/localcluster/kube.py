@@ -56,7 +56,8 @@ def is_ready(node: dict[str, Any] | None, since: float = 0) -> bool:
     """Whether a Node object says that its kubelet is well, and said so after `since` (seconds of the epoch)."""
     for condition in node["status"].get("conditions", []) if node else []:
         if condition["type"] == "Ready" and condition["status"] == "True":
-            return datetime.fromisoformat(condition["lastHeartbeatTime"]).timestamp() >= since
+            heard = condition.get("lastHeartbeatTime")  # a node that is only pretended may have none
+            return not since or (heard is not None and datetime.fromisoformat(heard).timestamp() >= since)
     return False
 
 

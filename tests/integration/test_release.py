@@ -164,7 +164,8 @@ RENDERINGS = {
     "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b,"
     "modelCache.namespaces={NAMESPACE},rbac.webhookSecrets.namespaces={NAMESPACE},image.digest=sha256:DIGEST,"
     "imagePullSecrets[0].name=registry,admission.certificateSecret=tls,tolerations[0].operator=Exists,"
-    "nodeSelector.a=b,extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://proxy:3128,priorityClassName=a",
+    "nodeSelector.a=b,extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://proxy:3128,priorityClassName=a,"
+    "gateway.enabled=true,gateway.keysSecret=keys,networkPolicy.gatewayFrom[0].namespaceSelector.matchLabels.a=b",
     "namespaced": "settings.watchNamespaces=NAMESPACE",
 }
 
@@ -209,12 +210,13 @@ def test_the_api_server_takes_each_object_to_the_last_field(
 async def test_all_pods_are_let_into_a_restricted_namespace(api: Api) -> None:
     await api.client.patch(f"/api/v1/namespaces/{api.namespace}", {"metadata": {"labels": RESTRICTED}})
     objects = [o for o in yaml.safe_load_all(rendering("everything", api.namespace)) if o]
-    [deployment] = [o for o in objects if o["kind"] == "Deployment"]
+    served = [o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment"]
+    assert len(served) == 2
     [test] = [o for o in objects if o["kind"] == "Pod"]
     settings = Settings(model_cache_claim="models", model_token_secret="hub")
     raw = raw_job(spec=inference_spec())
     made = [
-        {"metadata": {"name": "operator"}, "spec": deployment["spec"]["template"]["spec"]},
+        *({"metadata": {"name": spec["containers"][0]["name"]}, "spec": spec} for spec in served),
         {"metadata": {"name": "test"}, "spec": test["spec"]},
         pods.inspect_pod(raw, spec_of(raw), settings),
         pods.runner_pod(raw, spec_of(raw), attempt(), settings),
