@@ -88,7 +88,7 @@ def _engine(model: str, more: JSON | None) -> JSON:
         "engine": {
             "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256" if model == "minilm" else "512"],
             "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}, {"name": "HF_HUB_OFFLINE", "value": "1"}],
-            "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
+            "resources": {"requests": {"cpu": "250m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
             **(more or {}),
         },
     }
