@@ -98,6 +98,7 @@ class Reconciler:
                     async with asyncio.timeout(self._pause()):  # wait_for may swallow a cancellation
                         await self._store.changed.wait()
                 self._store.changed.clear()
+                self._store.urgent.clear()
                 begin = time.monotonic()
                 self._advance_touched()
                 self._inspect_some()
@@ -105,10 +106,16 @@ class Reconciler:
                     self._planned_at = begin
                     self._plan()
                 self.planned.set()
-                # What happens meanwhile makes one round, and rounds take a sixth of the time at most.
-                await asyncio.sleep(min(MOST_REST, 5 * (time.monotonic() - begin)))
+                await self._rest(time.monotonic() - begin)
         finally:
             await self._workers.stop()
+
+    async def _rest(self, spent: float) -> None:
+        """What happens meanwhile makes one round. Rounds take a sixth of the time at most; half, if GPUs idle."""
+        await asyncio.sleep(min(MOST_REST, spent))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(MOST_REST, 5 * spent) - spent):
+                await self._store.urgent.wait()
 
     async def round(self) -> None:
         """One round with all that follows from it, step by step."""

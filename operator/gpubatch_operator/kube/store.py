@@ -82,6 +82,7 @@ class Store:
         self._dirty: set[str] = set()
         self.listed_at = float("-inf")  # monotonic: when the last list of everything began
         self.changed = asyncio.Event()
+        self.urgent = asyncio.Event()  # the same, and a GPU is idle until it was looked at
         self._stirred = True  # something changed since `take_stirred` that a plan depends on
         self._followers: list[set[str]] = []
         self.finished: list[Job] = []  # jobs seen finished since somebody last took them, to learn from
@@ -284,7 +285,9 @@ class Store:
 
     def recount(self, uid: str) -> None:
         """Count a job as what it is, as far as we know."""
-        self._stirred |= self._leaving.pop(uid, None) is not None
+        if self._leaving.pop(uid, None) is not None:
+            self._stirred = True
+            self.urgent.set()
         if job := self.jobs.get(uid):
             self._place(job)
 
@@ -321,13 +324,22 @@ class Store:
 
     def _index(self, pod: Pod) -> None:
         old = self.pods.get(pod.uid)
-        self._stirred |= (old is None or not old.finished) and (pod.finished or pod.node not in (None, pod.target))
+        if pod.kind == "run" and (old is None or not old.finished):
+            if pod.finished and self._is_open(pod):  # its slot is taken until its end is recorded
+                self.urgent.set()
+            elif pod.finished or pod.node not in (None, pod.target):
+                self._stirred = True
         self.pods[pod.uid] = pod
         self.pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
         self.touch(pod.job_uid)
         job = self.jobs.get(pod.job_uid)
         if pod.gone and job is not None and not _is_ours(pod, job):
             self.forget_pod(pod)  # nobody will take note of its end
+
+    def _is_open(self, pod: Pod) -> bool:
+        """Whether it is of an attempt that its job's status doesn't know to have ended."""
+        job = self.active.get(pod.job_uid)
+        return job is not None and job.attempt is not None and job.attempt.number == pod.attempt and _is_ours(pod, job)
 
     def _pod_of(self, raw: JSON, gone: bool = False) -> Pod | None:
         try:

@@ -277,7 +277,8 @@ async def test_nobody_enters_before_a_held_job_when_the_same_round_makes_room(mo
     await life.apply("runs", "Starting")
     await life.apply("waits", "Queued")
     await life.apply("held", "Held")
-    life.world.finish()  # the round that gives its slot to the next one
+    life.world.finish()
+    await life.turns(lambda: life.phase("runs") == "Succeeded")  # the next round gives its slot to the next one
     await life.apply("new", "Held")  # and sees this one
     loop.cancel()
     assert (life.phase("waits"), life.phase("held"), life.phase("new")) == ("Starting", "Queued", "Held")
