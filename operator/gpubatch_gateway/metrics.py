@@ -27,3 +27,18 @@ CREATED = Counter(
     ["result"],
     registry=REGISTRY,
 )
+LIVE_IN_FLIGHT = Gauge("gpubatch_gateway_live_in_flight", "Live requests that are at a job.", registry=REGISTRY)
+LIVE_WAITING = Gauge(
+    "gpubatch_gateway_live_waiting", "Live requests that wait for a job that isn't up yet.", registry=REGISTRY
+)
+LIVE_REROUTED = Counter(
+    "gpubatch_gateway_live_rerouted_total",
+    "Times that a job didn't take a live request, so that it went to another one or waited.",
+    registry=REGISTRY,
+)
+LIVE_STARTED = Counter(
+    "gpubatch_gateway_live_started_total",
+    "Live jobs that were wanted: new, known (another replica had made it), refused.",
+    ["result"],
+    registry=REGISTRY,
+)

@@ -19,8 +19,16 @@ from gpubatch_gateway import keys, kube, models, server
 from gpubatch_gateway.auth import Gate
 from gpubatch_gateway.board import Board
 from gpubatch_gateway.creation import Creation, Known
+from gpubatch_gateway.live_routes import LiveRoutes
+from gpubatch_gateway.livekeys import LiveKeys
+from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.model_routes import ModelRoutes
 from gpubatch_gateway.routes import Routes
+from gpubatch_gateway.routing import Router
+from gpubatch_gateway.runners import Runners
+from gpubatch_gateway.runners import connections as connections_to_jobs
 from gpubatch_gateway.settings import Settings
+from gpubatch_gateway.starting import Starting
 from gpubatch_gateway.storage import Files
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator.core.clock import iso
@@ -129,6 +137,7 @@ class Site:
     root: Path
     token: str = "search"
     models: dict[str, JSON] = field(default_factory=lambda: {"minilm": MINILM})
+    lives: Lives = field(default_factory=Lives)
 
     def headers(self, **more: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}", **more}
@@ -182,13 +191,22 @@ async def serving(
     files, board = Files(config, Environment(claims_dir=folder / "claims")), Board()
     held = accounts or keys.Keys()
     client: Any = api
-    async with aiohttp.ClientSession() as http:
+    async with (
+        aiohttp.ClientSession() as http,
+        connections_to_jobs(config.live_request_seconds) as connections,
+    ):
         site = Site(api, board, 0, http, claim)
         creation = Creation(client, board, files, lambda: models.Models(site.models), workers, config)
-        gate = Gate(api.review, lambda: held)
-        known = Known(client, board)
-        routes = Routes(gate, files, board, known, creation, lambda: models.Models(site.models), config)
-        async with server.listening(server.application(routes, 30.0), "127.0.0.1", 0) as site.port:
+        gate = Gate(api.review, lambda: held, config.namespaces_watched())
+        starting = Starting(client, site.lives, lambda: models.Models(site.models), config.live_idle_seconds)
+        runners = Runners(connections, LiveKeys(client, "gpubatch-system", config.live_secret_name))
+        router = Router(site.lives, runners, starting, config.live_max_waiting)
+        endpoints = (
+            Routes(gate, files, board, Known(client, board), creation, config),
+            LiveRoutes(gate, router, runners, site.lives, config),
+            ModelRoutes(gate, lambda: models.Models(site.models), site.lives),
+        )
+        async with server.listening(server.application(endpoints, 30.0), "127.0.0.1", 0) as site.port:
             yield site
 
 
