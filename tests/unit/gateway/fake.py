@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import io
 import json
@@ -39,11 +40,15 @@ from unit.operator.build import EPOCH
 
 JSON = dict[str, Any]
 MINILM = {"gpus": 1, "inference": {"model": "sentence-transformers/all-MiniLM-L6-v2"}}
+SECRET = "/api/v1/namespaces/gpubatch-system/secrets/gpubatch-live"
 VERBS = frozenset({"get", "list", "create", "patch", "delete"})
 
 
 class ApiServer:
-    """Keeps jobs; who has the token `NAMESPACE` is its service account `app`, and may do there what `rights` says."""
+    """Keeps jobs; who has the token `NAMESPACE` is its service account `app`, and may do there what `rights` says.
+
+    A right is `VERB`, or `VERB SUBRESOURCE`.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[tuple[str, str], JSON] = {}
@@ -51,6 +56,7 @@ class ApiServer:
         self.asked: list[str] = []
         self.refusal: ApiError | None = None  # of the next create
         self.down = False
+        self.secret = b"s" * 32  # from which the keys of live jobs follow
         self._version = 0
 
     async def review(self, path: str, body: JSON) -> JSON:
@@ -66,7 +72,9 @@ class ApiServer:
         what = spec["resourceAttributes"]
         assert (what["group"], what["resource"]) == ("gpubatch.dev", "gpubatchjobs")
         home = spec["user"].split(":")[2] if ":" in spec["user"] else "*"
-        may = home in ("*", what["namespace"]) and what["verb"] in self.rights.get(what["namespace"], VERBS)
+        rights = self.rights.get(what["namespace"], VERBS)
+        given = what["verb"] in rights or f"{what['verb']} {what.get('subresource')}" in rights
+        may = home in ("*", what["namespace"]) and given
         return {"status": {"allowed": may}}
 
     def _reachable(self) -> None:
@@ -76,6 +84,8 @@ class ApiServer:
     async def get(self, path: str) -> JSON:
         self._reachable()
         self.asked.append(f"get {path}")
+        if path == SECRET:
+            return {"data": {"key": base64.b64encode(self.secret).decode()}}
         if (job := self.jobs.get(_place(path))) is None:
             raise ApiError(404, "NotFound", "not found")
         return copy.deepcopy(job)
