@@ -8,7 +8,10 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
 REQUESTS = Counter(
-    "gpubatch_gateway_requests_total", "Requests that were answered.", ["route", "status"], registry=REGISTRY
+    "gpubatch_gateway_requests_total",
+    "Requests that were answered; 499: the client of a live request went away.",
+    ["route", "status"],
+    registry=REGISTRY,
 )
 SECONDS = Histogram(
     "gpubatch_gateway_request_seconds",
