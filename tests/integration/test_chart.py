@@ -352,6 +352,7 @@ def test_the_test_pod_is_locked_down_and_let_in_where_metrics_are_restricted(hel
 
 # --- the gateway
 
+
 def test_without_the_gateway_nothing_of_it_is_there(helm: str) -> None:
     assert "gateway" not in json.dumps([o for o in render(helm) if o["kind"] != "CustomResourceDefinition"])
 
