@@ -1,4 +1,4 @@
-"""The gateway as a process of its own, its files in a folder, and the API server that it asks, played by another one."""
+"""The gateway as a process of its own, its files in a folder, and its API server, which is played by another process."""
 
 from __future__ import annotations
 
