@@ -1,4 +1,4 @@
-"""The gateway as a process of its own, its files in a folder, and its API server, which is played by another process."""
+"""The gateway as a process of its own, its files in a folder, and its API server, which another process plays."""
 
 from __future__ import annotations
 

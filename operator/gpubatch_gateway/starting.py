@@ -47,9 +47,9 @@ class Starting:
         Raises:
             RequestError: It can't be started.
         """
+        self._check_failures(namespace, model)
         if model not in self._models().templates:
             raise self._unknown(namespace, model)
-        self._check_failures(namespace, model)
         try:
             await may_start()
         except RequestError as e:

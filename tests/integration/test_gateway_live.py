@@ -1,4 +1,4 @@
-"""Live requests through the gateway, by OpenAI's own client; API server, operator and runner are real, the engine isn't."""
+"""Live requests through the gateway, by OpenAI's own client: all is real here, but for kubelet and engine."""
 
 from __future__ import annotations
 
@@ -79,14 +79,15 @@ async def test_chats_wait_for_the_job_that_they_start_are_streamed_and_survive_i
         engine.go.release()
     assert got == ["0 ", "1 ", "2 "]
 
-    headers = {"Authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/v1", headers=headers) as http:
-        counts = (await http.get("/queue/status")).json()
-        assert (counts["total_processed"], counts["active_requests"], counts["is_running"]) == (2, 0, True)
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "5"}]}
-        request = (await http.post("/chat/completions", json=body)).headers["x-request-id"]
-        assert (await http.get(f"/queue/request/{request}")).json()["status"] == "completed"
-        assert (await http.get("/queue/request/req_none")).json()["error"]["code"] == "request_not_found"
+    counts: Any = await client.get("/queue/status", cast_to=object)
+    assert (counts["total_processed"], counts["active_requests"], counts["is_running"]) == (2, 0, True)
+    raw = await client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=[{"role": "user", "content": "5"}]
+    )
+    found: Any = await client.get(f"/queue/request/{raw.headers['x-request-id']}", cast_to=object)
+    assert found["status"] == "completed"
+    with pytest.raises(openai.NotFoundError, match="No live job of this namespace knows a request 'req_none'"):
+        await client.get("/queue/request/req_none", cast_to=object)
 
     left = await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "9"}], stream=True)
     await anext(aiter(left))
