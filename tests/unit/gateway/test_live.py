@@ -409,6 +409,28 @@ async def test_a_full_queue_of_jobs_is_told_in_the_operators_words(site: Site) -
     assert (status, body["error"]["code"], body["error"]["message"]) == (429, "queue_full", FULL)
 
 
+async def test_what_the_api_server_finds_wrong_with_a_template_is_told(site: Site) -> None:
+    site.api.refusal = ApiError(422, "Invalid", "spec.gpus: too many")
+    status, body = await ask(site, "minilm")
+    assert (status, body["error"]["code"], body["error"]["message"]) == (400, "invalid_job", "spec.gpus: too many")
+    site.api.refusal = ApiError(500, "InternalError", "etcd")
+    assert code(await ask(site, "minilm")) == (503, "unavailable")
+    site.api.down = True
+    assert code(await ask(site, "minilm")) == (503, "unavailable")
+
+
+async def test_a_job_fails_without_a_template(site: Site) -> None:
+    live_job(site.api)
+    failed = {
+        "type": "Failed",
+        "reason": "DeadlineExceeded",
+        "message": "too long",
+        "lastTransitionTime": iso(time.time()),
+    }
+    told(site, "live", phase="Failed", conditions=[failed])
+    assert code(await ask(site)) == (503, "model_failed")
+
+
 async def test_a_job_that_fails_is_not_followed_by_another_at_once(site: Site) -> None:
     asking = asyncio.create_task(ask(site, "minilm"))
     [name] = await started(site)
