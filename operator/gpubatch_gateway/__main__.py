@@ -18,12 +18,19 @@ from typing import Any
 import prometheus_client
 import uvloop
 
-from gpubatch_gateway import keys, kube, metrics, models, rereading, server
+from gpubatch_gateway import keys, kube, metrics, models, rereading, runners, server
 from gpubatch_gateway import settings as config
 from gpubatch_gateway.auth import Gate
 from gpubatch_gateway.board import Board
 from gpubatch_gateway.creation import Creation, Known
+from gpubatch_gateway.live_routes import LiveRoutes
+from gpubatch_gateway.livekeys import LiveKeys
+from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.model_routes import ModelRoutes
 from gpubatch_gateway.routes import Routes
+from gpubatch_gateway.routing import Router
+from gpubatch_gateway.runners import Runners
+from gpubatch_gateway.starting import Starting
 from gpubatch_gateway.storage import Files
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator import health, logs, parts
@@ -58,20 +65,23 @@ class Mounted:
 async def serve(settings: config.Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
     client, reviews = await Client.connect(), await Client.connect()
-    board, files, mounted = Board(), Files(settings, Environment.load()), Mounted()
+    board, lives, files, mounted = Board(), Lives(), Files(settings, Environment.load()), Mounted()
+    watched = settings.namespaces_watched()
     workers = Workers(time.time()) if settings.read_nodes else None
     synced = asyncio.Event()
-    gate = Gate(reviews.review, lambda: mounted.keys)
+    gate = Gate(reviews.review, lambda: mounted.keys, watched)
     creation = Creation(client, board, files, lambda: mounted.models, workers, settings)
     known = Known(client, board)
-    routes = Routes(gate, files, board, known, creation, lambda: mounted.models, settings)
-    followed = [kube.batches(board, n) for n in settings.namespaces_watched() or ("",)]
+    routes = Routes(gate, files, board, known, creation, settings)
+    live_keys = LiveKeys(client, settings.namespace, settings.live_secret_name)
+    starting = Starting(client, lives, lambda: mounted.models, settings.live_idle_seconds)
+    followed = [kube.jobs(board, lives, n) for n in watched or ("",)]
     if workers is not None:
         followed.append(kube.nodes(workers))
 
     async def see() -> None:
         versions = await following.relist(client, *followed)
-        log.info("synced: %d batches", len(board))
+        log.info("synced: %d batches, %d live jobs", len(board), len(lives.held()))
         synced.set()
         watches = {f"watch of {c.path}": following.follow(client, c, versions[c.path]) for c in followed}
         await parts.run({**watches, "resync": resync()})
@@ -101,22 +111,30 @@ async def serve(settings: config.Settings) -> None:
 
     async def http() -> None:
         await synced.wait()
-        app = server.application(routes, settings.request_seconds)
-        async with server.listening(app, None, settings.port) as port:
-            log.info("the gateway is served at port %d", port)
-            await asyncio.Event().wait()
+        async with runners.connections(settings.live_request_seconds) as connections:
+            asked = Runners(connections, live_keys)
+            router = Router(lives, asked, starting, settings.live_max_waiting)
+            endpoints = (
+                routes,
+                LiveRoutes(gate, router, asked, lives, settings),
+                ModelRoutes(gate, lambda: mounted.models, lives),
+            )
+            app = server.application(endpoints, settings.request_seconds)
+            async with server.listening(app, None, settings.port) as port:
+                log.info("the gateway is served at port %d", port)
+                await asyncio.Event().wait()
 
     running: dict[str, Coroutine[Any, Any, None]] = {
         "http": http(),  # first, so that at the end requests under way are answered
         "signal": signalled(),
         "models": rereading.follow(Path(settings.models_folder), mounted.take_models),
         "keys": rereading.follow(Path(settings.keys_folder), mounted.take_keys),
-        "batches": see(),
+        "jobs": see(),
         "look": look(),
         "sweep": sweep(),
     }
     if settings.health_port:
-        why = "the first list of batches isn't complete"
+        why = "the first list of jobs isn't complete"
         running["health"] = health.serve(settings.health_port, lambda: "" if synced.is_set() else why)
     try:
         await parts.run(running, may_end=frozenset({"signal"}))

@@ -1,8 +1,8 @@
 """Who a caller is, and what they may do: never more than the API server lets the same user do with jobs.
 
 A bearer token is an API key, or a token of Kubernetes. Either way each act is one of a user on the jobs of a namespace,
-and the API server is asked (SubjectAccessReview) whether they may. Files are a subresource of jobs that only reviews
-know: `gpubatchjobs/files`.
+and the API server is asked (SubjectAccessReview) whether they may. Files and live requests are subresources of jobs
+that only reviews know: `gpubatchjobs/files` and `gpubatchjobs/requests`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gpubatch_gateway.keys import Account, Keys
@@ -21,14 +21,14 @@ from gpubatch_operator.web.reviews import PATIENCE, Caller, Post, Reviews, Right
 
 CALLERS = 10_000  # tokens remembered at most
 HEADERS = ("X-GPUBatch-Namespace", "OpenAI-Project")
-FILES = "files"
+FILES, REQUESTS = "files", "requests"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"system:serviceaccount:([^:]+):[^:]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What a request does: a verb of Kubernetes on jobs, or on their files."""
+    """What a request does: a verb of Kubernetes on jobs, or on their files or live requests."""
 
     verb: str
     subresource: str = ""
@@ -40,11 +40,18 @@ class Gate:
     Args:
         post: Creates a review and gives the API server's answer.
         keys: Those that there are now.
+        watched: The namespaces that are served; none: all.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, post: Post, keys: Callable[[], Keys], clock: Callable[[], float] = time.monotonic) -> None:
-        self._keys, self._reviews = keys, Reviews(post, CALLERS, clock)
+    def __init__(
+        self,
+        post: Post,
+        keys: Callable[[], Keys],
+        watched: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys, self._watched, self._reviews = keys, frozenset(watched), Reviews(post, CALLERS, clock)
 
     async def enter(self, headers: Mapping[str, str], act: Act) -> str:
         """The namespace that a request is for, in which its caller may do what it does.
@@ -66,6 +73,10 @@ class Gate:
         except (ApiError, OSError, TimeoutError) as e:
             detail = e.message if isinstance(e, ApiError) else f"no answer for {PATIENCE:.0f} s"
             raise unavailable(f"The API server can't be asked what you may do: {detail}. Try again.") from e
+        if self._watched and namespace not in self._watched:
+            there = ", ".join(sorted(self._watched))
+            message = f"Namespace {namespace!r} isn't served here; these are: {there}."
+            raise RequestError(403, "namespace_not_served", message)
         return namespace
 
     async def _caller(self, digest: str, token: str) -> tuple[Caller, Account | None]:

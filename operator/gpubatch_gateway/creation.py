@@ -274,8 +274,8 @@ def other_namespace(namespace: str, own: str) -> RequestError:
     )
 
 
-def told(error: ApiError) -> RequestError:
-    """The API server's refusal as ours."""
+def told(error: ApiError, code: str = "invalid_batch") -> RequestError:
+    """The API server's refusal as ours; `code` says what it finds wrong."""
     denied = _DENIED.fullmatch(error.message)
     text = denied[1] if denied else error.message
     if error.status == 429 and denied:
@@ -283,7 +283,7 @@ def told(error: ApiError) -> RequestError:
     if error.status == 403:
         return RequestError(403, "forbidden", text)
     if error.status in (400, 422):
-        return invalid(text, code="invalid_batch")
+        return invalid(text, code=code)
     if error.status == 404:  # the namespace
         return invalid(text, code="namespace_not_found")
     log.error("the API server can't be used: %s", error)

@@ -1,12 +1,17 @@
-"""Where the batches' jobs are at the API server, and what is followed of it."""
+"""Where jobs are at the API server, and what is followed of it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpubatch_gateway.batches import BATCH
 from gpubatch_gateway.board import Board
+from gpubatch_gateway.lives import Lives
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator.api.crd import API_VERSION, PLURAL
 from gpubatch_operator.kube.following import Collection
+
+JSON = dict[str, Any]
 
 
 def collection(namespace: str = "") -> str:
@@ -19,16 +24,27 @@ def jobs_path(namespace: str, name: str) -> str:
     return f"{collection(namespace)}/{name}"
 
 
-def batches(board: Board, namespace: str = "") -> Collection:
-    """The jobs that are batches, of one namespace or of all."""
+def jobs(board: Board, lives: Lives, namespace: str = "") -> Collection:
+    """All jobs, of one namespace or of all: the batches, and those that take live requests. The others are left out."""
 
     def held() -> set[str]:
-        return board.held(namespace)
+        return board.held(namespace) | lives.held(namespace)
 
-    def put(job: dict[str, object]) -> None:
-        board.put(job)
+    def put(job: JSON) -> None:
+        if BATCH in (job["metadata"].get("labels") or {}):
+            board.put(job)
+        else:
+            board.drop(job)
+            lives.put(job)
 
-    return Collection(collection(namespace), {"labelSelector": BATCH}, "uid", put, board.drop, board.lose, held)
+    def lose(uid: str) -> None:
+        board.lose(uid)
+        lives.lose(uid)
+
+    def drop(job: JSON) -> None:
+        lose(job["metadata"]["uid"])
+
+    return Collection(collection(namespace), {}, "uid", put, drop, lose, held)
 
 
 def nodes(workers: Workers) -> Collection:

@@ -1,4 +1,4 @@
-"""The job of a batch, as it is given to the API server."""
+"""The job of a batch, and that of live requests, as they are given to the API server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gpubatch_operator.api.crd import API_VERSION, KIND
 
 JSON = dict[str, Any]
 HOOK = "client"  # the name of the webhook that a client asks for by metadata.webhook_url
+LIVE_TTL_SECONDS = 3600  # a live job that the gateway has started is forgotten so long after its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +98,29 @@ def following_name(namespace: str, wish: Wish, last: str) -> str:
         last: Uid of the batch that was the last one of this content; empty: there is none.
     """
     return f"batch-{names.digest('content', namespace, wish.content, last)}"
+
+
+def live_job(name: str, namespace: str, model: str, models: Models, idle_seconds: int) -> JSON:
+    """The GPUBatchJob that serves a model.
+
+    Args:
+        name: By which other replicas know it.
+        namespace: Of the caller.
+        model: One of `models`.
+        models: The templates.
+        idle_seconds: After which it ends.
+    """
+    spec = models.live(model, idle_seconds)
+    spec.setdefault("ttlSecondsAfterFinished", LIVE_TTL_SECONDS)
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
+def live_name(namespace: str, model: str, last: str) -> str:
+    """The name of the live job that comes next for a model.
+
+    Args:
+        namespace: Where.
+        model: What it serves.
+        last: Uid of the last live job of this model; empty: there is none.
+    """
+    return f"live-{names.digest('live', namespace, model, last)}"

@@ -8,7 +8,10 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
 REQUESTS = Counter(
-    "gpubatch_gateway_requests_total", "Requests that were answered.", ["route", "status"], registry=REGISTRY
+    "gpubatch_gateway_requests_total",
+    "Requests that were answered; 499: the client of a live request went away.",
+    ["route", "status"],
+    registry=REGISTRY,
 )
 SECONDS = Histogram(
     "gpubatch_gateway_request_seconds",
@@ -24,6 +27,21 @@ BATCHES = Gauge("gpubatch_gateway_batches", "Batches that are known.", registry=
 CREATED = Counter(
     "gpubatch_gateway_batches_created_total",
     "Requests for a batch: new, known (there was such a batch), refused.",
+    ["result"],
+    registry=REGISTRY,
+)
+LIVE_IN_FLIGHT = Gauge("gpubatch_gateway_live_in_flight", "Live requests that are at a job.", registry=REGISTRY)
+LIVE_WAITING = Gauge(
+    "gpubatch_gateway_live_waiting", "Live requests that wait for a job that isn't up yet.", registry=REGISTRY
+)
+LIVE_REROUTED = Counter(
+    "gpubatch_gateway_live_rerouted_total",
+    "Times that a job didn't take a live request, so that it went to another one or waited.",
+    registry=REGISTRY,
+)
+LIVE_STARTED = Counter(
+    "gpubatch_gateway_live_started_total",
+    "Live jobs that were wanted: new, known (another replica had made it), refused.",
     ["result"],
     registry=REGISTRY,
 )

@@ -1,5 +1,5 @@
-"""What an administrator says of each model that batches may name: how to run it, as the part of a job's spec that isn't
-the batch's own.
+"""What an administrator says of each model that requests may name: how to run it, as the part of a job's spec that
+isn't the batch's own, or the live job's.
 
     minilm:
       gpus: 1
@@ -28,6 +28,9 @@ JSON = dict[str, Any]
 OWN = ("input", "output", "errors", "storage", "servedModelName", "checkpoint")
 """What of spec.inference the gateway sets for each batch."""
 
+OF_FILES = ("invalidRequests", "outputOrder", "requestOrder")
+"""What of it says nothing to a live job."""
+
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +56,13 @@ class Models:
         spec |= {name: value for name, value in wishes.items() if value is not None}
         work = {"model": model, "invalidRequests": "Fail", **spec.get("inference", {}), **inference}
         return spec | {"inference": {**work, "servedModelName": model}}
+
+    def live(self, model: str, idle_seconds: int) -> JSON:
+        """The spec of a live job for a model; it ends when nobody has wanted anything for so long."""
+        spec = copy.deepcopy(self.templates[model])
+        given = {name: value for name, value in spec.get("inference", {}).items() if name not in OF_FILES}
+        own = {"input": {"live": {"idleTimeoutSeconds": idle_seconds}}, "servedModelName": model}
+        return spec | {"inference": {"model": model, **given, **own}}
 
 
 def read(text: str) -> Models:

@@ -1,11 +1,11 @@
-"""The endpoints: files, batches, models."""
+"""The endpoints of files and batches."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -13,12 +13,12 @@ from aiohttp import web
 
 from gpubatch_gateway import files as file_objects
 from gpubatch_gateway import metrics, names, wishes
+from gpubatch_gateway.answering import break_off, of_bytes, of_json
 from gpubatch_gateway.auth import FILES, Act, Gate
 from gpubatch_gateway.board import Board, Entry
 from gpubatch_gateway.creation import Creation, Known, other_namespace
 from gpubatch_gateway.files import File
-from gpubatch_gateway.models import Models
-from gpubatch_gateway.problems import DONT_RETRY, JSON_TYPE, RequestError, invalid, no_batch, no_file
+from gpubatch_gateway.problems import DONT_RETRY, RequestError, invalid, no_batch, no_file
 from gpubatch_gateway.receiving import Form, Limits
 from gpubatch_gateway.settings import Settings
 from gpubatch_gateway.storage import Files, refused
@@ -39,7 +39,6 @@ class Routes:
         board: The batches.
         known: Finds those that the board doesn't have yet.
         creation: Makes them.
-        models: The templates that there are now.
         settings: Limits.
     """
 
@@ -50,15 +49,12 @@ class Routes:
         board: Board,
         known: Known,
         creation: Creation,
-        models: Callable[[], Models],
         settings: Settings,
     ) -> None:
         self._gate, self._files, self._board, self._known = gate, files, board, known
-        self._creation, self._models, self._settings = creation, models, settings
+        self._creation, self._settings = creation, settings
         self._limits = Limits(settings.max_file_bytes, settings.body_seconds, settings.min_upload_bytes_per_second)
         self._uploads = asyncio.Semaphore(settings.max_uploads)
-        self._watched = frozenset(settings.namespaces_watched())
-        self._began = int(time.time())
 
     def add_to(self, app: web.Application) -> None:
         """Serve them."""
@@ -72,8 +68,6 @@ class Routes:
             ("GET", "/v1/batches", self.list_batches),
             ("GET", "/v1/batches/{batch}", self.batch),
             ("POST", "/v1/batches/{batch}/cancel", self.cancel),
-            ("GET", "/v1/models", self.list_models),
-            ("GET", "/v1/models/{model:.+}", self.model),
         ):
             app.router.add_route(method, path, handler, name=handler.__name__)
 
@@ -81,7 +75,7 @@ class Routes:
 
     async def upload(self, request: web.Request) -> web.Response:
         """Take a file."""
-        namespace = await self._enter(request, "create", FILES)
+        namespace = await self._gate.enter(request.headers, Act("create", FILES))
         if self._files.in_claim and namespace != self._settings.namespace:
             raise other_namespace(namespace, self._settings.namespace)
         async with self._uploads:
@@ -90,7 +84,7 @@ class Routes:
                 file = await self._receive(namespace, Form(request, self._limits))
             finally:
                 metrics.UPLOADS.dec()
-        return _json(file.document())
+        return of_json(file.document())
 
     async def _receive(self, namespace: str, form: Form) -> File:
         await form.begin()
@@ -109,7 +103,7 @@ class Routes:
 
     async def list_files(self, request: web.Request) -> web.Response:
         """The files of a namespace."""
-        namespace = await self._enter(request, "list", FILES)
+        namespace = await self._gate.enter(request.headers, Act("list", FILES))
         query = _query(request, "after", "limit", "order", "purpose")
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
@@ -121,7 +115,7 @@ class Routes:
 
     async def file(self, request: web.Request) -> web.Response:
         """One file's object."""
-        return _json((await self._find(request, "get")).document())
+        return of_json((await self._find(request, "get")).document())
 
     async def content(self, request: web.Request) -> web.StreamResponse:
         """A file's bytes, or a range of them."""
@@ -139,7 +133,7 @@ class Routes:
             while chunks and (chunk := await anext(chunks, b"")):
                 await self._send(request, response, chunk)
         except (RequestError, FileNotFoundError) as e:
-            self._break(request, e)
+            break_off(request, e)
         await response.write_eof()
         return response
 
@@ -149,15 +143,8 @@ class Routes:
             async with asyncio.timeout(self._settings.body_seconds):
                 await response.write(chunk)
         except TimeoutError as e:
-            self._break(request, e)
+            break_off(request, e)
         metrics.SENT.inc(len(chunk))
-
-    @staticmethod
-    def _break(request: web.Request, why: Exception) -> NoReturn:
-        """End an answer that was begun and can't be gone on with: its client sees that it isn't whole."""
-        if request.transport:
-            request.transport.abort()
-        raise ConnectionResetError(str(why)) from why
 
     async def delete(self, request: web.Request) -> web.Response:
         """Remove a file that no unfinished batch reads."""
@@ -167,10 +154,10 @@ class Routes:
             message = f"{file.id} is the input of {users[0]}, which isn't finished. Cancel that first."
             raise RequestError(409, "file_in_use", message, "file_id", DONT_RETRY)
         await self._files.delete(file)
-        return _json({"id": file.id, "object": "file", "deleted": True})
+        return of_json({"id": file.id, "object": "file", "deleted": True})
 
     async def _find(self, request: web.Request, verb: str) -> File:
-        namespace = await self._enter(request, verb, FILES)
+        namespace = await self._gate.enter(request.headers, Act(verb, FILES))
         file_id = request.match_info["file"]
         if (file := await self._files.find(namespace, file_id)) is None:
             raise no_file(file_id)
@@ -180,7 +167,7 @@ class Routes:
 
     async def create(self, request: web.Request) -> web.Response:
         """Make a batch."""
-        namespace = await self._enter(request, "create")
+        namespace = await self._gate.enter(request.headers, Act("create"))
         wish = wishes.wish(await _body(request))
         try:
             job, new = await self._creation.create(namespace, wish, request.headers.get("Idempotency-Key"))
@@ -191,11 +178,11 @@ class Routes:
         if (entry := self._board.put(job)) is None:
             raise RequestError(409, "not_a_batch", f"The job {job['metadata']['name']!r} was edited. Delete it.")
         warning = orjson.loads(entry.document)["warning"]
-        return _bytes(entry.document, {"Warning": f'299 gpubatch "{warning}"'} if warning else {})
+        return of_bytes(entry.document, {"Warning": f'299 gpubatch "{warning}"'} if warning else {})
 
     async def list_batches(self, request: web.Request) -> web.Response:
         """The batches of a namespace, the newest first."""
-        namespace = await self._enter(request, "list")
+        namespace = await self._gate.enter(request.headers, Act("list"))
         query = _query(request, "after", "limit")
         limit, after = _limit(query, 20, MAX_BATCHES), None
         if (batch := query.get("after")) and (after := await self._known.find(namespace, batch)) is None:
@@ -205,48 +192,21 @@ class Routes:
 
     async def batch(self, request: web.Request) -> web.Response:
         """One batch."""
-        return _bytes((await self._batch(request, "get")).document)
+        return of_bytes((await self._batch(request, "get")).document)
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Have a batch end; what is answered until then is kept."""
         entry = await self._known.cancel(await self._batch(request, "patch"))
         if entry is None:
             raise no_batch(request.match_info["batch"])
-        return _bytes(entry.document)
+        return of_bytes(entry.document)
 
     async def _batch(self, request: web.Request, verb: str) -> Entry:
-        namespace = await self._enter(request, verb)
+        namespace = await self._gate.enter(request.headers, Act(verb))
         batch = request.match_info["batch"]
         if (entry := await self._known.find(namespace, batch)) is None:
             raise no_batch(batch)
         return entry
-
-    # --- models
-
-    async def list_models(self, request: web.Request) -> web.Response:
-        """The models that batches may name."""
-        await self._enter(request, "list")
-        data = [self._model(name) for name in sorted(self._models().templates)]
-        return _json({"object": "list", "data": data})
-
-    async def model(self, request: web.Request) -> web.Response:
-        """One of them."""
-        await self._enter(request, "list")
-        name = request.match_info["model"]
-        if name not in self._models().templates:
-            raise RequestError(404, "model_not_found", f"The model {name[:100]!r} isn't served.", "model")
-        return _json(self._model(name))
-
-    def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._began, "owned_by": "gpubatch"}
-
-    async def _enter(self, request: web.Request, verb: str, subresource: str = "") -> str:
-        namespace = await self._gate.enter(request.headers, Act(verb, subresource))
-        if self._watched and namespace not in self._watched:
-            there = ", ".join(sorted(self._watched))
-            message = f"Namespace {namespace!r} isn't served here; these are: {there}."
-            raise RequestError(403, "namespace_not_served", message)
-        return namespace
 
 
 def _range_of(request: web.Request, file: File) -> tuple[int, int, web.StreamResponse]:
@@ -302,12 +262,4 @@ def _limit(query: dict[str, str], default: int, most: int) -> int:
 
 def _page(ids: list[str], documents: Iterable[bytes], more: bool) -> web.Response:
     ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None, "has_more": more}
-    return _bytes(b'{"object":"list","data":[' + b",".join(documents) + b"]," + orjson.dumps(ends)[1:])
-
-
-def _json(document: Any) -> web.Response:
-    return _bytes(orjson.dumps(document))
-
-
-def _bytes(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, content_type=JSON_TYPE, headers=headers)
+    return of_bytes(b'{"object":"list","data":[' + b",".join(documents) + b"]," + orjson.dumps(ends)[1:])

@@ -5,30 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from aiohttp import web
 
-from gpubatch_gateway import metrics
+from gpubatch_gateway import live_routes, metrics
+from gpubatch_gateway.connections import Connection
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.routes import MAX_BODY, STREAMS, Handler, Routes
+from gpubatch_gateway.routes import MAX_BODY, STREAMS, Handler
 
 MAX_LINE = 8190  # bytes of the request line
 MAX_FIELD = 32_768  # bytes of a header: tokens are long
 IDLE_SECONDS = 75.0  # for the head of a request, and between two
 STOP_SECONDS = 20.0  # for requests under way, when the process is told to end
+UNTIMED = STREAMS | live_routes.PATHS.keys()
+GONE = 499  # how a request is counted whose client went away, as others do
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 log = logging.getLogger(__name__)
 
 
-def application(routes: Routes, request_seconds: float) -> web.Application:
+class Endpoints(Protocol):
+    """Some of what is served."""
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve them."""
+
+
+def application(endpoints: Iterable[Endpoints], request_seconds: float) -> web.Application:
     """What is served.
 
     Args:
-        routes: The endpoints.
-        request_seconds: Time limit of each, but for the content of files.
+        endpoints: All of it.
+        request_seconds: Time limit of each, but for the content of files and for live requests.
     """
 
     @web.middleware
@@ -36,7 +47,7 @@ def application(routes: Routes, request_seconds: float) -> web.Application:
         began = time.perf_counter()
         route = str(request.match_info.route.name or "none")
         try:
-            async with asyncio.timeout(None if route in STREAMS else request_seconds):
+            async with asyncio.timeout(None if route in UNTIMED else request_seconds):
                 response = await handler(request)
         except RequestError as e:
             response = e.response()
@@ -45,6 +56,9 @@ def application(routes: Routes, request_seconds: float) -> web.Application:
         except TimeoutError:
             response = RequestError(503, "timeout", "There was no answer in time. Try again.").response()
         except ConnectionError:
+            raise
+        except asyncio.CancelledError:
+            metrics.REQUESTS.labels(route, GONE).inc()
             raise
         except Exception:
             log.exception("a request failed: %s %s", request.method, route)
@@ -57,7 +71,8 @@ def application(routes: Routes, request_seconds: float) -> web.Application:
         return response
 
     app = web.Application(middlewares=[guarded], client_max_size=MAX_BODY)
-    routes.add_to(app)
+    for each in endpoints:
+        each.add_to(app)
     return app
 
 
@@ -69,8 +84,8 @@ async def listening(app: web.Application, host: str | None, port: int) -> AsyncI
     loop, server = asyncio.get_running_loop(), runner.server
     assert server is not None
 
-    def handler() -> _Connection:
-        return _Connection(
+    def handler() -> Connection:
+        return Connection(
             server,
             loop=loop,
             keepalive_timeout=IDLE_SECONDS,
@@ -85,25 +100,6 @@ async def listening(app: web.Application, host: str | None, port: int) -> AsyncI
     finally:
         listener.close()
         await runner.cleanup()
-
-
-class _Connection(web.RequestHandler):
-    """A connection whose requests, if they can't even be read, are answered as all others are."""
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:  # half an answer is under way: nothing but its break tells that
-            raise ConnectionResetError("the answer was begun") from exc
-        if status >= 500 and not isinstance(exc, ConnectionError):
-            log.error("a request failed", exc_info=exc)
-        if status >= 500:
-            problem = RequestError(500, "internal_error", "The gateway failed to answer; its log says why.")
-        else:
-            problem = RequestError(status, "bad_request", f"The request can't be read: {str(message or exc)[:200]}.")
-        response = problem.response()
-        response.force_close()
-        return response
 
 
 def _of(error: web.HTTPException, request: web.Request) -> RequestError:

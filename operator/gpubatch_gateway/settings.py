@@ -45,7 +45,7 @@ class Settings(BaseModel):
     watch_namespaces: str = Field(
         default="",
         max_length=16384,
-        description="Comma-separated namespaces in which there may be batches. Default: all; the operator's own "
+        description="Comma-separated namespaces in which there may be jobs. Default: all; the operator's own "
         "watchNamespaces, if set.",
     )
     max_file_bytes: int = Field(
@@ -61,7 +61,7 @@ class Settings(BaseModel):
         default=16_384, ge=0, description="An upload that is slower on average, after bodySeconds, is ended."
     )
     request_seconds: float = Field(
-        default=60, gt=0, description="Time limit of a request, apart from the content of files."
+        default=60, gt=0, description="Time limit of a request, apart from the content of files and from live requests."
     )
     worker_policy: Literal["Accept", "Refuse"] = Field(
         default="Accept",
@@ -85,6 +85,29 @@ class Settings(BaseModel):
     )
     unfinished_seconds: float = Field(
         default=86_400, ge=1, description="An upload that isn't finished after so long is such a remainder."
+    )
+    live_secret_name: str = Field(
+        default="gpubatch-live",
+        max_length=253,
+        description="Secret in the gateway's own namespace from which the operator derives the keys of live jobs. "
+        "Default: the operator's instance and -live.",
+    )
+    live_idle_seconds: int = Field(
+        default=600, ge=1, le=31_536_000, description="A live job that the gateway has started ends after so long idle."
+    )
+    live_request_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="Until a live request's answer begins, the wait for its job included; and between two parts of it.",
+    )
+    live_max_waiting: int = Field(
+        default=100, ge=0, description="Live requests of a replica that wait for a job that isn't up yet."
+    )
+    live_max_body_bytes: int = Field(
+        default=8_388_608, ge=1, description="Longest body of a live request; the runner takes as much."
+    )
+    live_held_bytes: int = Field(
+        default=67_108_864, ge=1, description="Bodies of live requests that a replica holds at a time; others wait."
     )
     models_folder: str = Field(
         default="/etc/gpubatch/models", description="Where the ConfigMap with the models' templates is mounted."

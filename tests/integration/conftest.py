@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gpubatch_operator.kube.client import ApiError, Client
 from support import cluster
 from support import s3 as s3_support
 from support.api import Api, eventually, namespace
+from support.gateways import MODEL, NOWHERE, Gateways
 from support.process import OperatorProcess
 
 APART = ("test_chaos.py", "test_runner_crashes.py")
@@ -143,3 +146,12 @@ def s3(s3_server: s3_support.S3, monkeypatch: pytest.MonkeyPatch) -> s3_support.
     for name, value in s3_support.KEYS.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+async def gateways(api: Api, kubeconfig: Path, tmp_path: Path, s3: s3_support.S3) -> AsyncIterator[Gateways]:
+    async with AsyncExitStack() as stack:
+        found = Gateways(api, kubeconfig, tmp_path, s3, stack)
+        found.models(**{MODEL: NOWHERE})
+        yield found
+    shutil.rmtree(s3.root / "batches" / api.namespace, ignore_errors=True)

@@ -17,6 +17,7 @@ from gpubatch_operator.settings import Settings, load
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "gpubatch"
 KUBERNETES = ("1.33.0", "1.35.0")
+GATEWAY = ("--set", "gateway.enabled=true")
 
 
 @pytest.fixture(scope="session")
@@ -204,6 +205,15 @@ def test_a_namespace_that_denies_traffic_can_let_the_operator_in(helm: str) -> N
     ]
 
 
+def test_a_namespace_that_denies_traffic_can_let_the_gateway_in(helm: str) -> None:
+    objects = render(helm, *GATEWAY, "--set", "networkPolicy.runnerNamespaces={search}")
+    _, rule = only(objects, "NetworkPolicy", "-runners")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 9808}]
+    [peer] = rule["from"]
+    labels = only(objects, "Deployment", "-gateway")["spec"]["template"]["metadata"]["labels"]
+    assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_ports_that_serve_nothing_disappear(helm: str) -> None:
     names = ("metricsPort", "healthPort", "admissionPort", "httpPort", "loopbackPort")
     objects = render(helm, "--set", ",".join(f"settings.{name}=0" for name in names))
@@ -342,8 +352,6 @@ def test_the_test_pod_is_locked_down_and_let_in_where_metrics_are_restricted(hel
 
 # --- the gateway
 
-GATEWAY = ("--set", "gateway.enabled=true")
-
 
 def test_without_the_gateway_nothing_of_it_is_there(helm: str) -> None:
     assert "gateway" not in json.dumps([o for o in render(helm) if o["kind"] != "CustomResourceDefinition"])
@@ -356,13 +364,22 @@ def test_the_gateway_runs_locked_down_and_gets_its_settings(helm: str) -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"]
     environ = {e["name"]: e["value"] for e in container["env"]}
     assert gateway.load(environ) == gateway.Settings(namespace="gpubatch-system")
+    named = render(helm, *GATEWAY, "--set", "settings.instance=ours")
+    [container] = only(named, "Deployment", "-gateway")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "GPUBATCH_GATEWAY_LIVE_SECRET_NAME", "value": "ours-live"} in container["env"]
     assert environ.keys() == {f"GPUBATCH_GATEWAY_{name.upper()}" for name in gateway.Settings.model_fields}
     claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
     assert claims == ["gpubatch-gateway"]
 
 
-def test_the_gateway_may_do_what_it_does_and_reads_no_secret(helm: str) -> None:
-    assert allowed(only(render(helm, *GATEWAY), "ClusterRole", "-gateway")) == {
+def test_the_gateway_may_do_what_it_does_and_reads_the_one_secret_of_live_jobs(helm: str) -> None:
+    objects = render(helm, *GATEWAY, "--set", "settings.instance=ours")
+    keys = only(objects, "Role", "-gateway-keys")
+    assert keys["metadata"]["namespace"] == "gpubatch-system"
+    assert keys["rules"] == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["ours-live"], "verbs": ["get"]}
+    ]
+    assert allowed(only(objects, "ClusterRole", "-gateway")) == {
         *(("gpubatchjobs", verb) for verb in ("get", "list", "watch", "create", "patch")),
         *(("nodes", verb) for verb in ("list", "watch")),
         ("tokenreviews", "create"),
@@ -408,7 +425,9 @@ def test_the_models_of_the_chart_can_be_used(helm: str, tmp_path: Path) -> None:
     assert set(models.read(found["data"]["models.yaml"]).templates) == {"minilm"}
 
 
-def test_users_may_use_files_of_the_gateway_where_there_is_one(helm: str) -> None:
+def test_users_may_use_files_and_live_requests_of_the_gateway_where_there_is_one(helm: str) -> None:
     for arguments, there in (((), False), (GATEWAY, True)):
-        role = only(render(helm, *arguments), "ClusterRole", "-edit")
-        assert (("gpubatchjobs/files", "create") in allowed(role)) is there
+        edit, view = (allowed(only(render(helm, *arguments), "ClusterRole", name)) for name in ("-edit", "-view"))
+        assert (("gpubatchjobs/files", "create") in edit) is there
+        assert (("gpubatchjobs/requests", "create") in edit) is there
+        assert "gpubatchjobs/requests" not in {resource for resource, _ in view}

@@ -7,8 +7,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,86 +21,16 @@ from gpubatch_operator.kube.client import ApiError
 from gpubatch_runner.contract import SPEC_ENV, Outcome, RunSpec, Usage
 from gpubatch_runner.environment import Environment
 from gpubatch_runner.preflight import inspect
-from support.accounts import account
 from support.api import Api, eventually, namespace
-from support.process import GatewayProcess, OperatorProcess
-from support.replicas import Replicas, address, asked, free_port
-from support.s3 import S3, lines
+from support.gateways import MODEL, NOWHERE, Gateways
+from support.process import OperatorProcess
+from support.replicas import Replicas, address, asked
+from support.s3 import lines
 from support.webhook import Webhook
 
 JSON = dict[str, Any]
 AddNode = Callable[..., Awaitable[str]]
-MODEL = "tiny"  # as the requests of `lines` name it
 FULL = "Queue full (20/20 jobs). Try again later."
-NOWHERE = {"gpuResource": "gpubatch.dev/none"}
-VERBS = ["get", "list", "create", "patch", "delete"]
-
-
-@dataclass
-class Gateways:
-    """Replicas of the gateway for the test's namespace, whose files are in a folder of the bucket of its own."""
-
-    api: Api
-    kubeconfig: Path
-    folder: Path
-    s3: S3
-    stack: AsyncExitStack
-    replicas: list[GatewayProcess] = field(default_factory=list)
-    ports: list[int] = field(default_factory=list)
-
-    def models(self, **templates: JSON) -> None:
-        (self.folder / "models").mkdir(exist_ok=True)
-        (self.folder / "models" / "models.yaml").write_text(json.dumps(templates))
-
-    async def start(self, **settings: str | float) -> int:
-        """Start one more; its port."""
-        port = free_port()
-        chosen: dict[str, str | float] = {
-            "storage_url": f"s3://batches/{self.api.namespace}",
-            "storage_endpoint": self.s3.endpoint,
-            "storage_region": "us-east-1",
-            "namespace": self.api.namespace,
-            "models_folder": str(self.folder / "models"),
-            "keys_folder": str(self.folder / "keys"),
-            "port": port,
-            **settings,
-        }
-        replica = GatewayProcess(self.kubeconfig, self.folder / f"gateway-{port}.log", **chosen)
-        self.stack.enter_context(replica)
-        self.replicas.append(replica)
-        self.ports.append(port)
-        await self.up(replica)
-        return port
-
-    async def up(self, replica: GatewayProcess, before: str = "") -> None:
-        """Wait until it is served, by more than what its log said before."""
-
-        async def served() -> bool:
-            return "the gateway is served" in replica.log[len(before) :]
-
-        await eventually("the gateway to be served", served)
-
-    async def client(self, port: int, token: str, **more: Any) -> AsyncOpenAI:
-        url = f"http://127.0.0.1:{port}/v1"
-        return await self.stack.enter_async_context(AsyncOpenAI(base_url=url, api_key=token, max_retries=0, **more))
-
-    async def account(self, api: Api, name: str = "app") -> str:
-        """A service account that may use the gateway in its namespace; its token."""
-        return await account(api, name, ["gpubatchjobs", "gpubatchjobs/files"], VERBS, api.namespace)
-
-    def stored(self) -> list[Path]:
-        """What the bucket shows of the test's folder."""
-        root = self.s3.root / "batches" / self.api.namespace
-        return sorted(p for p in root.rglob("*") if p.is_file() and ".sgwtmp" not in p.parts)
-
-
-@pytest.fixture
-async def gateways(api: Api, kubeconfig: Path, tmp_path: Path, s3: S3) -> AsyncIterator[Gateways]:
-    async with AsyncExitStack() as stack:
-        found = Gateways(api, kubeconfig, tmp_path, s3, stack)
-        found.models(**{MODEL: NOWHERE})
-        yield found
-    shutil.rmtree(s3.root / "batches" / api.namespace, ignore_errors=True)
 
 
 async def upload(client: AsyncOpenAI, data: bytes, name: str = "in.jsonl") -> str:

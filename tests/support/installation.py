@@ -19,6 +19,7 @@ from demo_lib.results import open_bucket
 from demo_lib.tools import ROOT, DemoError, Kube, pin_images, rollout, run, wait_for
 from gpubatch_operator.kube.client import Client
 from support.api import Api, eventually
+from support.workloads import ENDPOINT, MODELS, template
 
 JSON = dict[str, Any]
 NAMESPACE = "gpubatch-e2e"
@@ -36,9 +37,12 @@ IMPATIENT = {
 }
 
 
-def secret(name: str, data: dict[str, str], labels: dict[str, str] | None = None) -> JSON:
+GATEWAY = f"{story.RELEASE}-gateway"
+
+
+def secret(name: str, data: dict[str, str], labels: dict[str, str] | None = None, namespace: str = NAMESPACE) -> JSON:
     """A Secret."""
-    metadata = {"name": name, "namespace": NAMESPACE, "labels": labels or {}}
+    metadata = {"name": name, "namespace": namespace, "labels": labels or {}}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
 
 
@@ -91,9 +95,11 @@ class Installation:
         return not self.kube.has("namespace", NAMESPACE)
 
     def install(self) -> None:
-        """S3, the receiver, and the operator as a pod of the cluster."""
+        """S3, the receiver, and the operator and the gateway as pods of the cluster."""
         objects = [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": story.SYSTEM}},
+            secret("gateway-s3", self.keys, namespace=story.SYSTEM),
             secret("s3-credentials", self.keys),
             secret("s3-wrong", {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}),
             secret("webhook-secret", {"secret": self.webhook_secret}, {"gpubatch.dev/webhook-secret": "true"}),
@@ -116,12 +122,63 @@ class Installation:
         values += ["--set-json", f"settings={json.dumps(settings)}", "--set", "replicas=1"]
         # The engines of both nodes leave nothing of two cores: the operator gets twice the share of one of them, and a
         # rolling update of two replicas still fits.
-        values += ["--set", "resources.requests.cpu=500m"]
+        values += ["--set", "resources.requests.cpu=500m", "--set-json", f"gateway={json.dumps(self._gateway())}"]
         command = ["upgrade", "--install", story.RELEASE, str(CHART), "--namespace", story.SYSTEM, "--create-namespace"]
         self.kube.helm(*command, "--take-ownership", *values)
         for deployment in ("s3", "receiver"):
             rollout(self.kube, self.console, NAMESPACE, deployment)
         rollout(self.kube, self.console, story.SYSTEM, story.RELEASE)
+        rollout(self.kube, self.console, story.SYSTEM, GATEWAY)
+
+    @staticmethod
+    def _gateway() -> JSON:
+        """Values of the chart."""
+        return {
+            "enabled": True,
+            "replicas": 1,
+            "storageSecret": "gateway-s3",
+            "resources": {"requests": {"cpu": "200m", "memory": "192Mi"}, "limits": {"memory": "512Mi"}},
+            "models": {name: template(name) for name in MODELS},
+            "settings": {
+                "storageUrl": "s3://batches/gateway",
+                "storageEndpoint": ENDPOINT,
+                "storageSecretName": "s3-credentials",
+                "liveIdleSeconds": 20,
+                "liveRequestSeconds": 600,
+            },
+        }
+
+    @contextmanager
+    def gateway(self) -> Iterator[tuple[str, str]]:
+        """Its base URL, and a token that may do in the jobs' namespace what the chart gives to who may edit."""
+        account = "client"
+        self.kube.apply(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "ServiceAccount",
+                    "metadata": {"name": account, "namespace": NAMESPACE},
+                }
+            )
+        )
+        self.kube.apply(
+            json.dumps(
+                {
+                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "kind": "RoleBinding",
+                    "metadata": {"name": account, "namespace": NAMESPACE},
+                    "roleRef": {
+                        "apiGroup": "rbac.authorization.k8s.io",
+                        "kind": "ClusterRole",
+                        "name": f"{story.RELEASE}-edit",
+                    },
+                    "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
+                }
+            )
+        )
+        token = self.kube.kubectl("-n", NAMESPACE, "create", "token", account).strip()
+        with self.kube.forward(story.SYSTEM, f"service/{GATEWAY}", 80) as port:
+            yield f"http://127.0.0.1:{port}/v1", token
 
     def change(self, *values: str) -> None:
         """Other values for the chart, as `--set` takes them; waits until all replicas have them."""
@@ -264,6 +321,7 @@ def describe(kube: Kube, say: Callable[[str], None]) -> None:
             "jsonpath={range .items[*]}{.metadata.name}: {.status}{'\\n'}{end}",
         ),
         ("-n", story.SYSTEM, "logs", f"deployment/{story.RELEASE}", "--tail=40"),
+        ("-n", story.SYSTEM, "logs", f"deployment/{GATEWAY}", "--tail=20"),
     )
     for words in looks:
         try:

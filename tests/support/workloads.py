@@ -8,6 +8,7 @@ from gpubatch_operator.api.crd import API_VERSION, KIND
 
 JSON = dict[str, Any]
 BUCKET = "s3://batches"
+ENDPOINT = "http://s3.gpubatch-e2e.svc:7070"
 MODELS = {"chat": "/models/tiny-llama", "minilm": "/models/all-minilm-l6-v2"}
 LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
@@ -61,7 +62,7 @@ def batch(
         "input": {"url": f"{BUCKET}/{name}.jsonl"},
         "output": {"url": f"{BUCKET}/{name}.out.jsonl"},
         "errors": {"url": f"{BUCKET}/{name}.errors.jsonl"},
-        "storage": {"endpoint": "http://s3.gpubatch-e2e.svc:7070", "secretName": "s3-credentials"},
+        "storage": {"endpoint": ENDPOINT, "secretName": "s3-credentials"},
         **(inference or {}),
     }
     return job(name, inference=work, **spec)
@@ -78,6 +79,13 @@ def live(name: str, live: JSON, inference: JSON | None = None, **spec: Any) -> J
     """
     work = {**_engine("chat", None), "input": {"live": live}, **(inference or {})}
     return job(name, inference=work, **spec)
+
+
+def template(model: str) -> JSON:
+    """What an administrator tells the gateway of a model."""
+    work = _engine(model, None) | {"requestTimeoutSeconds": 600}
+    del work["servedModelName"]
+    return {"inference": work}
 
 
 def _engine(model: str, more: JSON | None) -> JSON:

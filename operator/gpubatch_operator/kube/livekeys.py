@@ -5,12 +5,27 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 from gpubatch_operator.core.livekey import digest_of, key_of
 from gpubatch_operator.kube.client import ApiError, Client
 
 DATA_KEY = "key"
 BYTES = 32
+
+
+def secret_of(found: Mapping[str, Any], name: str) -> bytes:
+    """What a Secret holds.
+
+    Raises:
+        ApiError: Nothing usable.
+    """
+    secret = base64.b64decode((found.get("data") or {}).get(DATA_KEY, ""))
+    if len(secret) < BYTES:
+        what = f"the Secret {name} has no key {DATA_KEY!r} of {BYTES} bytes or more"
+        raise ApiError(422, "Invalid", f"{what}; delete it, and it is made anew")
+    return secret
 
 
 class LiveKeys:
@@ -40,11 +55,7 @@ class LiveKeys:
             if e.status != 404:
                 raise
             found = await self._make()
-        secret = base64.b64decode((found.get("data") or {}).get(DATA_KEY, ""))
-        if len(secret) < BYTES:
-            what = f"the Secret {name} has no key {DATA_KEY!r} of {BYTES} bytes or more"
-            raise ApiError(422, "Invalid", f"{what}; delete it, and it is made anew")
-        return key_of(secret, job_uid)
+        return key_of(secret_of(found, name), job_uid)
 
     async def digest(self, job_uid: str) -> str:
         """What the runner of a job is told of its key; raises as `key` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import io
 import json
@@ -19,8 +20,16 @@ from gpubatch_gateway import keys, kube, models, server
 from gpubatch_gateway.auth import Gate
 from gpubatch_gateway.board import Board
 from gpubatch_gateway.creation import Creation, Known
+from gpubatch_gateway.live_routes import LiveRoutes
+from gpubatch_gateway.livekeys import LiveKeys
+from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.model_routes import ModelRoutes
 from gpubatch_gateway.routes import Routes
+from gpubatch_gateway.routing import Router
+from gpubatch_gateway.runners import Runners
+from gpubatch_gateway.runners import connections as connections_to_jobs
 from gpubatch_gateway.settings import Settings
+from gpubatch_gateway.starting import Starting
 from gpubatch_gateway.storage import Files
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator.core.clock import iso
@@ -31,11 +40,15 @@ from unit.operator.build import EPOCH
 
 JSON = dict[str, Any]
 MINILM = {"gpus": 1, "inference": {"model": "sentence-transformers/all-MiniLM-L6-v2"}}
+SECRET = "/api/v1/namespaces/gpubatch-system/secrets/gpubatch-live"
 VERBS = frozenset({"get", "list", "create", "patch", "delete"})
 
 
 class ApiServer:
-    """Keeps jobs; who has the token `NAMESPACE` is its service account `app`, and may do there what `rights` says."""
+    """Keeps jobs; who has the token `NAMESPACE` is its service account `app`, and may do there what `rights` says.
+
+    A right is `VERB`, or `VERB SUBRESOURCE`.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[tuple[str, str], JSON] = {}
@@ -43,6 +56,7 @@ class ApiServer:
         self.asked: list[str] = []
         self.refusal: ApiError | None = None  # of the next create
         self.down = False
+        self.secret = b"s" * 32  # from which the keys of live jobs follow
         self._version = 0
 
     async def review(self, path: str, body: JSON) -> JSON:
@@ -58,7 +72,9 @@ class ApiServer:
         what = spec["resourceAttributes"]
         assert (what["group"], what["resource"]) == ("gpubatch.dev", "gpubatchjobs")
         home = spec["user"].split(":")[2] if ":" in spec["user"] else "*"
-        may = home in ("*", what["namespace"]) and what["verb"] in self.rights.get(what["namespace"], VERBS)
+        rights = self.rights.get(what["namespace"], VERBS)
+        given = what["verb"] in rights or f"{what['verb']} {what.get('subresource')}" in rights
+        may = home in ("*", what["namespace"]) and given
         return {"status": {"allowed": may}}
 
     def _reachable(self) -> None:
@@ -68,6 +84,8 @@ class ApiServer:
     async def get(self, path: str) -> JSON:
         self._reachable()
         self.asked.append(f"get {path}")
+        if path == SECRET:
+            return {"data": {"key": base64.b64encode(self.secret).decode()}}
         if (job := self.jobs.get(_place(path))) is None:
             raise ApiError(404, "NotFound", "not found")
         return copy.deepcopy(job)
@@ -129,6 +147,7 @@ class Site:
     root: Path
     token: str = "search"
     models: dict[str, JSON] = field(default_factory=lambda: {"minilm": MINILM})
+    lives: Lives = field(default_factory=Lives)
 
     def headers(self, **more: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}", **more}
@@ -182,13 +201,22 @@ async def serving(
     files, board = Files(config, Environment(claims_dir=folder / "claims")), Board()
     held = accounts or keys.Keys()
     client: Any = api
-    async with aiohttp.ClientSession() as http:
+    async with (
+        aiohttp.ClientSession() as http,
+        connections_to_jobs(config.live_request_seconds) as connections,
+    ):
         site = Site(api, board, 0, http, claim)
         creation = Creation(client, board, files, lambda: models.Models(site.models), workers, config)
-        gate = Gate(api.review, lambda: held)
-        known = Known(client, board)
-        routes = Routes(gate, files, board, known, creation, lambda: models.Models(site.models), config)
-        async with server.listening(server.application(routes, 30.0), "127.0.0.1", 0) as site.port:
+        gate = Gate(api.review, lambda: held, config.namespaces_watched())
+        starting = Starting(client, site.lives, lambda: models.Models(site.models), config.live_idle_seconds)
+        runners = Runners(connections, LiveKeys(client, "gpubatch-system", config.live_secret_name))
+        router = Router(site.lives, runners, starting, config.live_max_waiting)
+        endpoints = (
+            Routes(gate, files, board, Known(client, board), creation, config),
+            LiveRoutes(gate, router, runners, site.lives, config),
+            ModelRoutes(gate, lambda: models.Models(site.models), site.lives),
+        )
+        async with server.listening(server.application(endpoints, 30.0), "127.0.0.1", 0) as site.port:
             yield site
 
 
