@@ -27,6 +27,7 @@ from gpubatch_gateway.live_routes import LiveRoutes
 from gpubatch_gateway.livekeys import LiveKeys
 from gpubatch_gateway.lives import Lives
 from gpubatch_gateway.model_routes import ModelRoutes
+from gpubatch_gateway.objects import Objects
 from gpubatch_gateway.routes import Routes
 from gpubatch_gateway.routing import Router
 from gpubatch_gateway.runners import Runners
@@ -65,7 +66,7 @@ class Mounted:
 async def serve(settings: config.Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
     client, reviews = await Client.connect(), await Client.connect()
-    board, lives, files, mounted = Board(), Lives(), Files(settings, Environment.load()), Mounted()
+    board, lives, files, mounted = Board(), Lives(), Files(Objects(settings, Environment.load())), Mounted()
     watched = settings.namespaces_watched()
     workers = Workers(time.time()) if settings.read_nodes else None
     synced = asyncio.Event()

@@ -24,6 +24,7 @@ from gpubatch_gateway.live_routes import LiveRoutes
 from gpubatch_gateway.livekeys import LiveKeys
 from gpubatch_gateway.lives import Lives
 from gpubatch_gateway.model_routes import ModelRoutes
+from gpubatch_gateway.objects import Objects
 from gpubatch_gateway.routes import Routes
 from gpubatch_gateway.routing import Router
 from gpubatch_gateway.runners import Runners
@@ -198,7 +199,7 @@ async def serving(
     claim.mkdir(parents=True, exist_ok=True)
     chosen = {"storage_url": "pvc://files/gpubatch", "namespace": "search", **settings}
     config = Settings.model_validate(chosen)
-    files, board = Files(config, Environment(claims_dir=folder / "claims")), Board()
+    files, board = Files(Objects(config, Environment(claims_dir=folder / "claims"))), Board()
     held = accounts or keys.Keys()
     client: Any = api
     async with (
