@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from gpubatch_gateway import names
+from gpubatch_gateway.objects import Objects, refused
 from gpubatch_gateway.transcription import Outcome, Place, Record, Said
 from support.web import PutServer, served
 from unit.gateway.fake import Site, raw, serving
@@ -584,6 +585,33 @@ async def test_a_replica_that_has_lost_its_claim_stops(site: Site, engine: Engin
         await until(lambda: len(engine.asked) == 2)  # it lapses as well, and comes back
         assert (await ended(site, place.id))["status"] == "completed"
     assert any(path.endswith("claim-000003") for path in site.stored())
+
+
+async def test_an_outage_of_the_store_is_outlived(site: Site, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    came, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: JSON) -> None:
+        came.set()
+        await go.wait()
+
+    engine.behave = hold
+    async with PutServer() as server:
+        transcription = await put(site, server, "r")
+        await came.wait()
+
+        def gone(*_: object) -> Any:
+            raise refused(OSError("the store is gone"))
+
+        with monkeypatch.context() as outage:
+            for name in ("all", "put", "create", "get", "read", "delete"):
+                outage.setattr(Objects, name, gone)
+            await asyncio.sleep(1.5)  # longer than a claim lasts
+            assert (await site.ask("GET", f"/v1/jobs/{transcription}"))[0] == 503
+            assert (await site.ask("POST", PATH, data=speech(upload_presigned_url=server.url("x"))))[0] == 503
+        go.set()
+        assert (await ended(site, transcription))["status"] == "completed"
+        assert server.files == {"r": b'{ "text":"sound"}'}
+    assert len(engine.asked) == 2
 
 
 async def test_two_replicas_share_the_work_and_do_nothing_twice(tmp_path: Path, site: Site, engine: Engine) -> None:
