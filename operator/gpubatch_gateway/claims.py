@@ -6,6 +6,7 @@ Another replica's claim has lapsed when it was the same for a while by one's own
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from gpubatch_gateway.records import Records
 from gpubatch_gateway.transcription import JSON, Place, Said, Status, View
 
 BEATS = 3  # in the time after which a claim lapses
+
+log = logging.getLogger(__name__)
 
 
 class Claim:
@@ -38,6 +41,8 @@ class Claim:
             return
         started = self._said.started if self._said.started is not None or status == "queued" else time.time()
         self._said = self._said.model_copy(update={"status": status, "text": text, "started": started})
+        if status == "processing":
+            log.info("transcription %s of %s: %s", self.place.id, self.place.namespace, text)
         await self._write()
 
     async def kept(self) -> None:

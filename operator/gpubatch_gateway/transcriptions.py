@@ -75,7 +75,7 @@ class Transcriptions:
         delivery = Delivery(self._reach, settings.upload())
         self._background = Background(records, claims, self._transcriber, delivery, settings)
         self._limits = Limits(settings.max_audio_bytes, settings.body_seconds, settings.min_upload_bytes_per_second)
-        self._uploads = asyncio.Semaphore(settings.max_uploads)
+        self._uploads, self._downloads = (asyncio.Semaphore(settings.max_uploads) for _ in range(2))
 
     def add_to(self, app: web.Application) -> None:
         """Serve them."""
@@ -110,7 +110,13 @@ class Transcriptions:
     async def _receive(self, request: web.Request, place: Place) -> tuple[Wish, Audio]:
         """What is asked for; the audio, if it came with the request, is in the store."""
         if request.content_type == JSON_TYPE:
-            return speech.wish(speech.of_document(await body_of(request)), False, self._reach.check), Audio()
+            try:
+                async with asyncio.timeout(self._limits.seconds):
+                    document = await body_of(request)
+            except TimeoutError:
+                message = f"The body hadn't come after {self._limits.seconds:g} s. Send it anew."
+                raise RequestError(408, "upload_timeout", message) from None
+            return speech.wish(speech.of_document(document), False, self._reach.check), Audio()
         fields, audio = SpeechFields(), Audio()
         form = Form(request, self._limits, fields)
         async with self._uploads:
@@ -132,7 +138,7 @@ class Transcriptions:
         if size is None:
             assert wish.download is not None
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline), self._downloads:
                     size = await self._transcriber.fetch(place, wish.download)
             except TimeoutError:
                 message = f"The audio of {wish.download[0]!r} wasn't there after {seconds:g} s."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -261,6 +262,16 @@ async def test_a_cut_upload_leaves_nothing(site: Site, engine: Engine, complete:
     await until(lambda: not site.stored())
 
 
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    async with serving(tmp_path, body_seconds=0.3) as site:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer search\r\nContent-Length: 1000\r\n"
+        answer = await raw(site.port, f"{head}Connection: close\r\nContent-Type: {kind}\r\n\r\n".encode() + b"{--x")
+        assert b" 408 " in answer
+        assert b"upload_timeout" in answer
+        assert site.stored() == []
+
+
 async def test_only_who_has_the_right_may_ask(site: Site, engine: Engine) -> None:
     site.api.rights["search"] = frozenset({"list"})
     assert (await site.ask("POST", PATH, data=speech()))[0] == 403
@@ -439,6 +450,7 @@ async def test_an_outage_of_the_receiver_is_outlived(site: Site, engine: Engine)
 async def test_a_url_that_is_refused_is_not_tried_again_and_never_shown(
     site: Site, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     async with PutServer() as server:
         transcription = await put(site, server, "r")
         server.good = "X-Amz-Signature=renewed"
@@ -448,6 +460,13 @@ async def test_a_url_that_is_refused_is_not_tried_again_and_never_shown(
         assert server.puts == ["r"]
     listed = (await site.ask("GET", "/v1/jobs"))[1]
     assert "Signature" not in json.dumps([done, listed]) + caplog.text
+    for said in (
+        "accepted for m",
+        "Transcribing",
+        "Uploading the result, attempt 1 of 3",
+        "failed: Failed: upload_pre",
+    ):
+        assert f"transcription {transcription} of search: {said}" in caplog.text
 
 
 async def test_a_receiver_that_never_answers_fails_with_the_errors_type(site: Site, engine: Engine) -> None:
