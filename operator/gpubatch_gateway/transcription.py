@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -18,6 +19,7 @@ Status = Literal["queued", "processing", "completed", "failed"]
 
 AUDIO, RECORD, OUTCOME, END = "audio", "record.json", "outcome", "end.json"
 CLAIM, FREED = "claim-", "freed-"
+_CLAIM = re.compile(rf"{CLAIM}[0-9]{{6}}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,7 +158,7 @@ class View:
 def view(place: Place, objects: Iterable[Object]) -> View:
     """What its objects say."""
     there = {each.key.rpartition("/")[2]: each for each in objects}
-    last = max((name for name in there if name.startswith(CLAIM)), default="")
+    last = max((name for name in there if _CLAIM.fullmatch(name)), default="")
     claim = there.get(last)
     return View(
         place=place,

@@ -655,6 +655,9 @@ async def test_what_died_between_its_end_and_its_marker_is_settled(site: Site) -
 async def test_a_record_that_cannot_be_read_has_failed(site: Site) -> None:
     async with PutServer() as server:
         place = Place("search", names.new_transcription_id(time.time()))
+        folder = site.root / "gpubatch" / place.key("")
+        folder.mkdir(parents=True)
+        (folder / "claim-x").write_bytes(b"not by us")
         await site.records.accept(place, record(server).model_copy(update={"model": None}))
         assert (await ended(site, place.id))["error"]["code"] == "record_unreadable"
 
