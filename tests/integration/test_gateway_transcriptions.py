@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Ears(FakeEngine):
         super().__init__()
         self.go = asyncio.Event()
         self.go.set()
+        self._counted = itertools.count()
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
@@ -61,7 +63,10 @@ class Ears(FakeEngine):
             self.in_flight -= 1
         if audio.startswith(b"bad"):
             return web.json_response({"error": {"message": "no audio at all", "code": "bad_audio"}}, status=400)
-        return web.json_response({"text": heard(audio), "language": form.get("language")})
+        document = {"text": heard(audio), "language": form.get("language")}
+        if form.get("prompt") == "count":  # never the same twice
+            document["count"] = next(self._counted)
+        return web.json_response(document)
 
 
 def heard(audio: bytes) -> str:
@@ -190,6 +195,38 @@ async def test_what_a_replica_had_accepted_when_all_were_killed_is_done_by_the_n
     for n, transcription in enumerate(ids):
         assert (await place.ended(transcription))["status"] == "completed"
         assert place.result(f"r{n}")["text"] == heard(audio(n))
+
+
+async def test_a_replica_that_was_frozen_puts_nothing_else_than_the_one_that_took_over(api: Api, place: Place) -> None:
+    place.engine.go.clear()
+    bodies = []
+
+    async def note(request: web.Request, _: int) -> None:
+        bodies.append(await request.read())
+
+    async with PutServer(note) as server:
+        transcription = await place.put(place.clients[0], audio(1), server.url("r"), prompt="count")
+        await place.up(api)
+        await place.engine.has_seen(1)
+        frozen, other = place.gateways.replicas
+        if f"{transcription} of {api.namespace}: Transcribing" in other.log:
+            frozen, other = other, frozen
+        frozen.pause()
+        place.polls.append(place.polls[place.gateways.replicas.index(other)])
+
+        async def taken_over() -> bool:
+            return sum(place.engine.seen.values()) == 2
+
+        await eventually("the other replica to go on", taken_over)
+        place.engine.go.set()
+        assert (await place.ended(transcription))["status"] == "completed"
+        frozen.resume()
+
+        async def heard() -> bool:
+            return "the claim is lost" in frozen.log or len(bodies) > 1
+
+        await eventually("the frozen one to see it", heard)
+        assert len(set(bodies)) == 1
 
 
 async def test_a_replica_that_is_stopped_gives_back_what_it_works_on(api: Api, place: Place) -> None:
