@@ -44,7 +44,13 @@ class Connection(web.RequestHandler):
 
 @contextmanager
 def ends_with_client(request: web.Request) -> Iterator[None]:
-    """Cancel what is done within the context when the request's client goes away."""
+    """Cancel what is done within the context when the request's client goes away.
+
+    Raises:
+        ConnectionError: It is gone already.
+    """
+    if request.transport is None:
+        raise ConnectionResetError("the client went away")
     connection, task = request.protocol, asyncio.current_task()
     assert isinstance(connection, Connection)
     assert task is not None

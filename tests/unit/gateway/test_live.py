@@ -156,6 +156,36 @@ async def test_the_job_stops_working_for_a_client_that_goes_away(site: Site, ser
     assert (await ask(site))[0] == 200
 
 
+class Slow(ApiServer):
+    """Says what callers may do only when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.asks = asyncio.Event(), 0
+
+    async def review(self, path: str, body: JSON) -> JSON:
+        self.asks += 1
+        await self.go.wait()
+        return await super().review(path, body)
+
+
+async def test_a_client_that_goes_away_before_it_was_let_in_costs_nothing(tmp_path: Path) -> None:
+    api = Slow()
+    async with serving(tmp_path, api) as site:
+        live_job(api)
+        async with pod(key(api, "live")) as found:
+            up(site, "live", found)
+            asking = asyncio.create_task(ask(site))
+            await eventually(lambda: api.asks)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.sleep(0.05)
+            api.go.set()
+            await asyncio.sleep(0.05)
+            assert found.seen == []
+            assert (await ask(site))[0] == 200
+
+
 async def test_connections_are_kept(site: Site, served: Pod) -> None:
     peers = set()
 
