@@ -27,11 +27,14 @@ from gpubatch_gateway.live_routes import LiveRoutes
 from gpubatch_gateway.livekeys import LiveKeys
 from gpubatch_gateway.lives import Lives
 from gpubatch_gateway.model_routes import ModelRoutes
+from gpubatch_gateway.objects import Objects
+from gpubatch_gateway.records import Records
 from gpubatch_gateway.routes import Routes
 from gpubatch_gateway.routing import Router
 from gpubatch_gateway.runners import Runners
 from gpubatch_gateway.starting import Starting
 from gpubatch_gateway.storage import Files
+from gpubatch_gateway.transcriptions import Transcriptions
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator import health, logs, parts
 from gpubatch_operator.kube import following
@@ -65,7 +68,9 @@ class Mounted:
 async def serve(settings: config.Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
     client, reviews = await Client.connect(), await Client.connect()
-    board, lives, files, mounted = Board(), Lives(), Files(settings, Environment.load()), Mounted()
+    objects = Objects(settings, Environment.load())
+    board, lives, files, mounted = Board(), Lives(), Files(objects), Mounted()
+    records = Records(objects, settings.transcription_ttl_seconds)
     watched = settings.namespaces_watched()
     workers = Workers(time.time()) if settings.read_nodes else None
     synced = asyncio.Event()
@@ -105,8 +110,9 @@ async def serve(settings: config.Settings) -> None:
         while True:
             try:
                 await files.sweep(settings.unfinished_seconds)
+                await records.sweep(settings.unfinished_seconds)
             except Exception as e:
-                log.warning("remainders of uploads can't be looked for: %s", e)
+                log.warning("remainders of uploads and old transcriptions can't be looked for: %s", e)
             await asyncio.sleep(settings.sweep_seconds)
 
     async def http() -> None:
@@ -114,15 +120,17 @@ async def serve(settings: config.Settings) -> None:
         async with runners.connections(settings.live_request_seconds) as connections:
             asked = Runners(connections, live_keys)
             router = Router(lives, asked, starting, settings.live_max_waiting)
+            transcriptions = Transcriptions(gate, router, starting, lives, records, settings)
             endpoints = (
                 routes,
                 LiveRoutes(gate, router, asked, lives, settings),
+                transcriptions,
                 ModelRoutes(gate, lambda: mounted.models, lives),
             )
             app = server.application(endpoints, settings.request_seconds)
             async with server.listening(app, None, settings.port) as port:
                 log.info("the gateway is served at port %d", port)
-                await asyncio.Event().wait()
+                await transcriptions.work()
 
     running: dict[str, Coroutine[Any, Any, None]] = {
         "http": http(),  # first, so that at the end requests under way are answered

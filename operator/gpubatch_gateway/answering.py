@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import orjson
@@ -18,6 +19,12 @@ def of_json(document: Any) -> web.Response:
 def of_bytes(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
     """A document that is JSON already."""
     return web.Response(body=body, content_type=JSON_TYPE, headers=headers)
+
+
+def of_page(ids: list[str], documents: Iterable[bytes], more: bool) -> web.Response:
+    """A part of a list, and whether there is more."""
+    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None, "has_more": more}
+    return of_bytes(b'{"object":"list","data":[' + b",".join(documents) + b"]," + orjson.dumps(ends)[1:])
 
 
 def break_off(request: web.Request, why: Exception) -> NoReturn:

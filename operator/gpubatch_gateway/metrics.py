@@ -45,3 +45,17 @@ LIVE_STARTED = Counter(
     ["result"],
     registry=REGISTRY,
 )
+TRANSCRIPTIONS = Counter(
+    "gpubatch_gateway_transcriptions_total",
+    "Transcriptions: waited (for by their clients), accepted, taken_over (from another replica), completed, failed.",
+    ["event"],
+    registry=REGISTRY,
+)
+TRANSCRIBING = Gauge(
+    "gpubatch_gateway_transcribing", "Transcriptions in the background that this replica works on.", registry=REGISTRY
+)
+UNFINISHED = Gauge(
+    "gpubatch_gateway_transcriptions_unfinished",
+    "Transcriptions in the background that aren't finished, of all replicas.",
+    registry=REGISTRY,
+)

@@ -3,6 +3,8 @@
     NAMESPACE/files/FILE_ID/NAME       an upload; NAME is the file's own, as base64
     NAMESPACE/batches/BATCH/output.jsonl, errors.jsonl
                                        results, which the runner writes, with what it keeps for other attempts beside
+    NAMESPACE/transcriptions/ID/...    a transcription; records.py says what
+    _transcriptions/NAMESPACE/ID       empty: one in the background isn't finished
 
 So a file has no second object that could be missing, or be there without it: whole or not at all is what the store
 itself promises of one. An identifier holds nothing but hexadecimal digits, a namespace is a DNS label: no name leads
@@ -22,8 +24,10 @@ from typing import Any
 
 MAX_NAME = 180  # bytes; as base64 it is still a name that a file system takes
 OUTPUT, ERRORS = "output", "errors"
+UNFINISHED = "_transcriptions"  # no namespace can have this name
 _UPLOAD = re.compile(r"file-[0-9a-f]{32}")
 _RESULT = re.compile(r"file-([0-9a-f]{32})-(output|errors)")
+_TRANSCRIPTION = re.compile(r"transcription-[0-9a-f]{32}")
 _BATCH = re.compile(r"batch_([0-9a-f]{32})")
 _JOB = re.compile(r"batch-([0-9a-f]{32})")
 _RESULT_KEY = re.compile(r"[^/]+/batches/([0-9a-f]{32})/(output|errors)\.jsonl")
@@ -35,7 +39,16 @@ def new_file_id(now: float) -> str:
     Args:
         now: Seconds since the epoch.
     """
-    return f"file-{int(now * 1000):012x}{os.urandom(10).hex()}"
+    return f"file-{_timed(now)}"
+
+
+def new_transcription_id(now: float) -> str:
+    """A transcription's; in the order of time."""
+    return f"transcription-{_timed(now)}"
+
+
+def _timed(now: float) -> str:
+    return f"{int(now * 1000):012x}{os.urandom(10).hex()}"
 
 
 def is_upload(file_id: str) -> bool:
@@ -46,6 +59,16 @@ def is_upload(file_id: str) -> bool:
 def uploaded_at(file_id: str) -> int:
     """When an upload began, seconds since the epoch."""
     return int(file_id[5:17], 16) // 1000
+
+
+def is_transcription(text: str) -> bool:
+    """Whether it can be a transcription's id."""
+    return _TRANSCRIPTION.fullmatch(text) is not None
+
+
+def came_at(transcription: str) -> float:
+    """When a transcription came, seconds since the epoch."""
+    return int(transcription[14:26], 16) / 1000
 
 
 def result_id(job: str, role: str) -> str:
@@ -107,6 +130,11 @@ def result_key_of(namespace: str, file_id: str) -> str | None:
     """The key of a file of results; None: it isn't the name of one."""
     found = _RESULT.fullmatch(file_id)
     return result_key(namespace, found[1], found[2]) if found else None
+
+
+def transcriptions(namespace: str) -> str:
+    """The folder of a namespace's transcriptions."""
+    return f"{namespace}/transcriptions"
 
 
 @dataclass(frozen=True, slots=True)

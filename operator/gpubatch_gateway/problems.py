@@ -30,11 +30,15 @@ class RequestError(Exception):
         self.headers = headers or {}
 
     @property
+    def error(self) -> dict[str, str | None]:
+        """What is the matter, of OpenAI's shape."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+    @property
     def body(self) -> bytes:
         """The JSON document."""
-        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return orjson.dumps({"error": error})
+        return orjson.dumps({"error": self.error})
 
     def response(self) -> web.Response:
         """The answer."""

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/files`, as it comes: a form whose file is passed on while it is read.
+"""A form as it comes: its file is passed on while it is read.
 
 The file's fields may stand before or behind it. The bytes of the file end for the store only when all of the form has
 come and is as it should be: what is cut, too long or wrong is never visible.
@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from aiohttp import BodyPartReader, MultipartReader, web
@@ -18,9 +19,9 @@ from gpubatch_gateway import names
 from gpubatch_gateway.problems import RequestError, invalid
 
 CHUNK = 256 * 1024
-MAX_FIELD = 1024  # bytes of a field's value
-MAX_FIELDS = 16
 PURPOSE = "batch"
+MAX_PARTS = 64
+HEAD = 1024  # bytes that a part may have before its content
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +39,85 @@ class Limits:
     rate: int
 
 
+class Fields(Protocol):
+    """What a form has beside its file.
+
+    Attributes:
+        expected: For people: the fields that there must be.
+        max_bytes: Of all values together.
+    """
+
+    expected: str
+    max_bytes: int
+
+    def take(self, name: str, value: str) -> None:
+        """One more.
+
+        Raises:
+            RequestError: 400; it can't be taken.
+        """
+
+    def check(self, whole: bool) -> None:
+        """Judges those that have come; `whole` if they are all.
+
+        Raises:
+            RequestError: 400.
+        """
+
+
+class Purpose:
+    """The fields of `POST /v1/files`."""
+
+    expected, max_bytes = "purpose and file", 1024
+
+    def __init__(self) -> None:
+        self._purpose: str | None = None
+
+    def take(self, name: str, value: str) -> None:
+        """See `Fields`."""
+        if name != "purpose":
+            raise invalid(f"Unknown parameter: {name[:100]!r}. Remove it.", name[:100], "unknown_parameter")
+        if self._purpose is not None:
+            raise invalid("The field 'purpose' is there twice.", name)
+        self._purpose = value
+
+    def check(self, whole: bool) -> None:
+        """See `Fields`."""
+        if self._purpose is None and whole:
+            raise invalid("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
+        if self._purpose not in (None, PURPOSE):
+            raise invalid(f"Invalid 'purpose': {self._purpose[:100]!r}: expected {PURPOSE!r}.", "purpose")
+
+
 class Form:
     """One upload.
 
     Args:
         request: Its body hasn't been touched.
         limits: What is tolerated.
+        fields: Are given what there is beside the file.
     """
 
-    def __init__(self, request: web.Request, limits: Limits) -> None:
-        self._request, self._limits = request, limits
-        self._fields: dict[str, str] = {}
+    def __init__(self, request: web.Request, limits: Limits, fields: Fields) -> None:
+        self._request, self._limits, self._fields = request, limits, fields
         self._part: BodyPartReader | None = None
         self._began = time.monotonic()
+        self._parts, self._taken = 0, 0  # fields, and bytes of them
         self.filename = ""
+        self.content_type = ""
         self.size = 0
-        self.error: BaseException | None = None  # what `chunks` has raised; a store may tell it in words of its own
 
-    async def begin(self) -> None:
-        """Read up to the file's first byte.
+    async def begin(self) -> bool:
+        """Read up to the file's first byte; False if the form has come to its end without one.
 
         Raises:
-            RequestError: 400, 408 or 413; there is none, or it can't be taken.
+            RequestError: 400, 408 or 413; it can't be taken.
         """
         length = self._request.content_length
-        if length is not None and length > self._limits.size + MAX_FIELDS * (MAX_FIELD + 1024):
+        if length is not None and length > self._limits.size + self._fields.max_bytes + MAX_PARTS * HEAD:
             raise self._too_long()
         if not self._request.content_type.startswith("multipart/form-data"):
-            expected = "multipart/form-data with the fields purpose and file"
+            expected = f"multipart/form-data with the fields {self._fields.expected}"
             raise RequestError(
                 415, "invalid_content_type", f"The body is {self._request.content_type}; expected {expected}."
             )
@@ -76,11 +128,13 @@ class Form:
         while (part := await self._next()) is not None:
             if part.name == "file":
                 self.filename = names.plain_filename(part.filename or "")
+                self.content_type = part.headers.get("Content-Type", "")
                 self._part = part
-                self._check_purpose(whole=False)
-                return
+                self._fields.check(whole=False)
+                return True
             await self._keep(part)
-        raise invalid("Missing required parameter: 'file'.", "file", "missing_required_parameter")
+        self._fields.check(whole=True)
+        return False
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file's bytes. They end without an error only if the whole form is as it should be.
@@ -88,19 +142,15 @@ class Form:
         Raises (while iterating):
             RequestError: 400, 408 or 413.
         """
-        try:
-            async for chunk in self._file():
-                yield chunk
-            while (part := await self._next()) is not None:
-                if part.name == "file":
-                    raise invalid("There are two files. Send each with a request of its own.", "file")
-                await self._keep(part)
-            self._check_purpose(whole=True)
-            if not self.size:
-                raise invalid("The file is empty.", "file", "empty_file")
-        except BaseException as e:
-            self.error = e
-            raise
+        async for chunk in self._file():
+            yield chunk
+        while (part := await self._next()) is not None:
+            if part.name == "file":
+                raise invalid("There are two files. Send each with a request of its own.", "file")
+            await self._keep(part)
+        self._fields.check(whole=True)
+        if not self.size:
+            raise invalid("The file is empty.", "file", "empty_file")
 
     async def _file(self) -> AsyncIterator[bytes]:
         assert self._part is not None
@@ -145,22 +195,16 @@ class Form:
 
     async def _keep(self, part: BodyPartReader) -> None:
         name, value = str(part.name), b""
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise invalid(f"The form has more than {MAX_PARTS} fields.")
         while chunk := await self._chunk(part):
             value += chunk
-            if len(value) > MAX_FIELD:
-                raise invalid(f"The field {name[:100]!r} is longer than {MAX_FIELD} bytes.", name[:100])
-        if name != "purpose":
-            raise invalid(f"Unknown parameter: {name[:100]!r}. Remove it.", name[:100], "unknown_parameter")
-        if name in self._fields:
-            raise invalid(f"The field {name!r} is there twice.", name)
-        self._fields[name] = value.decode("utf-8", "replace")
-
-    def _check_purpose(self, whole: bool) -> None:
-        purpose = self._fields.get("purpose")
-        if purpose is None and whole:
-            raise invalid("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
-        if purpose not in (None, PURPOSE):
-            raise invalid(f"Invalid 'purpose': {purpose[:100]!r}: expected {PURPOSE!r}.", "purpose")
+            self._taken += len(chunk)
+            if self._taken > self._fields.max_bytes:
+                most = self._fields.max_bytes
+                raise invalid(f"The field {name[:100]!r} is too long: {most} bytes are allowed for all.", name[:100])
+        self._fields.take(name, value.decode("utf-8", "replace"))
 
     def _too_long(self) -> RequestError:
         most = self._limits.size

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import orjson
@@ -13,15 +12,16 @@ from aiohttp import web
 
 from gpubatch_gateway import files as file_objects
 from gpubatch_gateway import metrics, names, wishes
-from gpubatch_gateway.answering import break_off, of_bytes, of_json
+from gpubatch_gateway.answering import break_off, of_bytes, of_json, of_page
 from gpubatch_gateway.auth import FILES, Act, Gate
 from gpubatch_gateway.board import Board, Entry
 from gpubatch_gateway.creation import Creation, Known, other_namespace
 from gpubatch_gateway.files import File
 from gpubatch_gateway.problems import DONT_RETRY, RequestError, invalid, no_batch, no_file
-from gpubatch_gateway.receiving import Form, Limits
+from gpubatch_gateway.reading import body_of, limit_of, query_of
+from gpubatch_gateway.receiving import Form, Limits, Purpose
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files, refused
+from gpubatch_gateway.storage import Files
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 64 * 1024  # bytes of a request that isn't a file
@@ -81,20 +81,16 @@ class Routes:
         async with self._uploads:
             metrics.UPLOADS.inc()
             try:
-                file = await self._receive(namespace, Form(request, self._limits))
+                file = await self._receive(namespace, Form(request, self._limits, Purpose()))
             finally:
                 metrics.UPLOADS.dec()
         return of_json(file.document())
 
     async def _receive(self, namespace: str, form: Form) -> File:
-        await form.begin()
+        if not await form.begin():
+            raise invalid("Missing required parameter: 'file'.", "file", "missing_required_parameter")
         file_id = names.new_file_id(time.time())
-        try:
-            await self._files.put(namespace, file_id, form.filename, form.chunks())
-        except Exception as e:
-            if form.error is not None:  # the store tells it in words of its own
-                raise form.error from None
-            raise refused(e) from e
+        await self._files.put(namespace, file_id, form.filename, form.chunks())
         metrics.RECEIVED.inc(form.size)
         key = names.upload_key(namespace, file_id, form.filename)
         file = file_objects.of_key(key, form.size, 0, None)
@@ -104,14 +100,14 @@ class Routes:
     async def list_files(self, request: web.Request) -> web.Response:
         """The files of a namespace."""
         namespace = await self._gate.enter(request.headers, Act("list", FILES))
-        query = _query(request, "after", "limit", "order", "purpose")
+        query = query_of(request, "after", "limit", "order", "purpose")
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise invalid(f"Invalid 'order': {order[:100]!r}: expected 'asc' or 'desc'.", "order")
-        limit = _limit(query, MAX_FILES, MAX_FILES)
+        limit = limit_of(query, MAX_FILES, MAX_FILES)
         there = await self._files.all(namespace)
         page, more = file_objects.page(there, query.get("purpose"), order, query.get("after"), limit)
-        return _page([f.id for f in page], [orjson.dumps(f.document()) for f in page], more)
+        return of_page([f.id for f in page], [orjson.dumps(f.document()) for f in page], more)
 
     async def file(self, request: web.Request) -> web.Response:
         """One file's object."""
@@ -168,7 +164,7 @@ class Routes:
     async def create(self, request: web.Request) -> web.Response:
         """Make a batch."""
         namespace = await self._gate.enter(request.headers, Act("create"))
-        wish = wishes.wish(await _body(request))
+        wish = wishes.wish(await body_of(request))
         try:
             job, new = await self._creation.create(namespace, wish, request.headers.get("Idempotency-Key"))
         except RequestError:
@@ -183,12 +179,12 @@ class Routes:
     async def list_batches(self, request: web.Request) -> web.Response:
         """The batches of a namespace, the newest first."""
         namespace = await self._gate.enter(request.headers, Act("list"))
-        query = _query(request, "after", "limit")
-        limit, after = _limit(query, 20, MAX_BATCHES), None
+        query = query_of(request, "after", "limit")
+        limit, after = limit_of(query, 20, MAX_BATCHES), None
         if (batch := query.get("after")) and (after := await self._known.find(namespace, batch)) is None:
             raise invalid(f"Invalid 'after': {batch[:100]!r}: there is no such batch. List from the start.", "after")
         page, more = self._board.page(namespace, after, limit)
-        return _page([names.batch_id(e.name) for e in page], [e.document for e in page], more)
+        return of_page([names.batch_id(e.name) for e in page], [e.document for e in page], more)
 
     async def batch(self, request: web.Request) -> web.Response:
         """One batch."""
@@ -237,29 +233,3 @@ def _range_of(request: web.Request, file: File) -> tuple[int, int, web.StreamRes
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     headers["Content-Length"] = str(end - start)
     return start, end, web.StreamResponse(status=status, headers=headers)
-
-
-async def _body(request: web.Request) -> Any:
-    try:
-        return orjson.loads(await request.read())
-    except ValueError:
-        raise invalid("The body can't be read as JSON.", code="invalid_json") from None
-
-
-def _query(request: web.Request, *known: str) -> dict[str, str]:
-    for name in request.query:
-        if name not in known:
-            raise invalid(f"Unknown parameter: {name[:100]!r}. There are: {', '.join(known)}.", name[:100])
-    return dict(request.query)
-
-
-def _limit(query: dict[str, str], default: int, most: int) -> int:
-    text = query.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 7 and 1 <= int(text) <= most):
-        raise invalid(f"Invalid 'limit': {text[:100]!r}: expected a number from 1 to {most}.", "limit")
-    return int(text)
-
-
-def _page(ids: list[str], documents: Iterable[bytes], more: bool) -> web.Response:
-    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None, "has_more": more}
-    return of_bytes(b'{"object":"list","data":[' + b",".join(documents) + b"]," + orjson.dumps(ends)[1:])

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from gpubatch_gateway import live_routes, metrics
+from gpubatch_gateway import live_routes, metrics, transcriptions
 from gpubatch_gateway.connections import Connection
 from gpubatch_gateway.problems import RequestError
 from gpubatch_gateway.routes import MAX_BODY, STREAMS, Handler
@@ -20,7 +20,7 @@ MAX_LINE = 8190  # bytes of the request line
 MAX_FIELD = 32_768  # bytes of a header: tokens are long
 IDLE_SECONDS = 75.0  # for the head of a request, and between two
 STOP_SECONDS = 20.0  # for requests under way, when the process is told to end
-UNTIMED = STREAMS | live_routes.PATHS.keys()
+UNTIMED = STREAMS | live_routes.PATHS.keys() | {transcriptions.ROUTE}
 GONE = 499  # how a request is counted whose client went away, as others do
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 

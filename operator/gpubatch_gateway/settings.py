@@ -10,9 +10,11 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gpubatch_operator.addresses import networks
 from gpubatch_operator.settings import listed, read
+from gpubatch_runner.contract import Upload
 
 PREFIX = "GPUBATCH_GATEWAY_"
 
@@ -109,6 +111,46 @@ class Settings(BaseModel):
     live_held_bytes: int = Field(
         default=67_108_864, ge=1, description="Bodies of live requests that a replica holds at a time; others wait."
     )
+    max_audio_bytes: int = Field(
+        default=26_214_400, ge=1, description="Longest file of a transcription; the operator's maxFileBytes counts too."
+    )
+    max_transcriptions: int = Field(
+        default=1000, ge=1, description="Transcriptions in the background that a namespace may have unfinished."
+    )
+    max_transcribing: int = Field(
+        default=4, ge=1, le=256, description="Of these, those that a replica works on at a time; the others wait."
+    )
+    transcription_seconds: float = Field(
+        default=86_400, gt=0, description="One in the background that has no text after so long has failed."
+    )
+    transcription_ttl_seconds: float = Field(
+        default=3600, ge=0, description="One in the background is forgotten so long after its end, with its audio."
+    )
+    claim_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="A replica that hasn't been heard of for so long has lost its transcriptions to the others.",
+    )
+    allow_http: bool = Field(default=False, description="Whether URLs that clients name may be http.")
+    allowed_networks: str = Field(
+        default="",
+        max_length=4096,
+        description="Comma-separated networks (CIDR) to which URLs that clients name may lead, besides public "
+        "addresses.",
+    )
+    upload_connect_seconds: float = Field(
+        default=30, gt=0, description="Time limit of a connection to a URL that a client names."
+    )
+    upload_read_seconds: float = Field(default=120, gt=0, description="Of each wait for its answer.")
+    upload_write_seconds: float = Field(default=120, gt=0, description="Of each wait for it to take what is sent.")
+    upload_pool_seconds: float = Field(default=10, gt=0, description="Of the wait for a free connection.")
+    upload_total_seconds: float = Field(default=600, gt=0, description="Of one attempt.")
+    upload_attempts: int = Field(
+        default=3, ge=1, le=100, description="Attempts at a download, a transcription, and an upload."
+    )
+    upload_backoff_seconds: float = Field(
+        default=10, ge=0, description="Pause before the second attempt; doubled each time."
+    )
     models_folder: str = Field(
         default="/etc/gpubatch/models", description="Where the ConfigMap with the models' templates is mounted."
     )
@@ -117,6 +159,24 @@ class Settings(BaseModel):
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 serves none.")
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Port of /metrics; 0 serves none.")
     log_format: str = Field(default="json", pattern="^(json|text)$", description="json for machines, text for people.")
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        networks(value)
+        return value
+
+    def upload(self) -> Upload:
+        """Patience with URLs that clients name."""
+        return Upload(
+            connect_seconds=self.upload_connect_seconds,
+            read_seconds=self.upload_read_seconds,
+            write_seconds=self.upload_write_seconds,
+            pool_seconds=self.upload_pool_seconds,
+            total_seconds=self.upload_total_seconds,
+            attempts=self.upload_attempts,
+            backoff_seconds=self.upload_backoff_seconds,
+        )
 
     def namespaces_watched(self) -> tuple[str, ...]:
         """Each once; empty: all."""

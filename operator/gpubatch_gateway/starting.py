@@ -48,8 +48,7 @@ class Starting:
             RequestError: It can't be started.
         """
         self._check_failures(namespace, model)
-        if model not in self._models().templates:
-            raise self._unknown(namespace, model)
+        self.check(namespace, model)
         try:
             await may_start()
         except RequestError as e:
@@ -66,6 +65,15 @@ class Starting:
         except ApiError as e:
             metrics.LIVE_STARTED.labels("refused").inc()
             raise told(e, "invalid_job") from e
+
+    def check(self, namespace: str, model: str) -> None:
+        """Whether a model is served, or could be.
+
+        Raises:
+            RequestError: 404; neither.
+        """
+        if model not in self._models().templates and not any(job.wanted for job in self._lives.of(namespace, model)):
+            raise self._unknown(namespace, model)
 
     def _forget(self, served: Served, task: asyncio.Task[None]) -> None:
         del self._tasks[served]

@@ -22,8 +22,18 @@ from gpubatch_runner.locations import Location
 Chunks = Callable[[], AsyncIterator[bytes]]
 """Gives the bytes of a file from their start, each time that it is called."""
 
+Connector = Callable[[], aiohttp.BaseConnector]
+"""Makes the connections of one attempt, to where its maker lets them go."""
 
-async def put(location: Location, size: int, chunks: Chunks, limits: Upload, environment: Environment) -> None:
+
+async def put(
+    location: Location,
+    size: int,
+    chunks: Chunks,
+    limits: Upload,
+    environment: Environment,
+    connector: Connector | None = None,
+) -> None:
     """One attempt.
 
     Args:
@@ -32,6 +42,7 @@ async def put(location: Location, size: int, chunks: Chunks, limits: Upload, env
         chunks: The file.
         limits: Patience.
         environment: Where Secrets are mounted.
+        connector: Decides where connections may go. None: anywhere, through the proxy that the environment names.
 
     Raises:
         OutputExpired: The server refuses the URL.
@@ -49,7 +60,11 @@ async def put(location: Location, size: int, chunks: Chunks, limits: Upload, env
     try:
         async with (
             aiohttp.ClientSession(
-                timeout=timeout, trust_env=True, auto_decompress=False, skip_auto_headers=("Content-Type", "Accept")
+                connector=connector() if connector else None,
+                timeout=timeout,
+                trust_env=connector is None,
+                auto_decompress=False,
+                skip_auto_headers=("Content-Type", "Accept"),
             ) as session,
             watchdog,
             session.put(
@@ -61,7 +76,7 @@ async def put(location: Location, size: int, chunks: Chunks, limits: Upload, env
         ):
             answer = (await response.content.read(4096)).decode("utf-8", "replace")
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        what = "no progress within its time limits" if isinstance(error, TimeoutError) else str(error)
+        what = "no progress within its time limits" if isinstance(error, TimeoutError) else said_by(error)
         raise location.problem(f"PUT failed ({type(error).__name__}: {what})") from error
     _check(location, response.status, answer)
 
@@ -81,6 +96,13 @@ async def _watched(chunks: Chunks, size: int, watchdog: asyncio.Timeout, limits:
     watchdog.reschedule(loop.time() + limits.read_seconds)
 
 
+def said_by(error: Exception) -> str:
+    """An error's words without the URL, which some of them have, with its signature."""
+    if isinstance(error, aiohttp.InvalidURL):
+        return "no usable URL"
+    return error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+
+
 def _check(location: Location, status: int, answer: str) -> None:
     if 200 <= status < 300:
         return
@@ -97,6 +119,8 @@ def _renew(location: Location) -> str:
     if location.secret:
         name, _, key = location.secret.partition("/")
         return f"put a fresh presigned URL into the key {key!r} of the Secret {name!r}"
+    if not location.field.startswith("spec."):  # a field of a request, not of a job
+        return "send the request again with a fresh presigned URL"
     return "give a fresh presigned URL, by urlFrom.secretKeyRef if it is to be renewed while the job exists"
 
 

@@ -429,5 +429,5 @@ def test_users_may_use_files_and_live_requests_of_the_gateway_where_there_is_one
     for arguments, there in (((), False), (GATEWAY, True)):
         edit, view = (allowed(only(render(helm, *arguments), "ClusterRole", name)) for name in ("-edit", "-view"))
         assert (("gpubatchjobs/files", "create") in edit) is there
-        assert (("gpubatchjobs/requests", "create") in edit) is there
+        assert ({("gpubatchjobs/requests", verb) for verb in ("get", "list", "create")} <= edit) is there
         assert "gpubatchjobs/requests" not in {resource for resource, _ in view}

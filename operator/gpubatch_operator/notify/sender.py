@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from gpubatch_operator.addresses import networks
 from gpubatch_operator.api.webhooks import Webhook
 from gpubatch_operator.core.deliveries import Patience, Tried
 from gpubatch_operator.kube.client import ApiError, Client
@@ -33,7 +34,7 @@ class Sender:
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client, self._settings = client, settings
-        self._networks = dial.networks(settings.webhook_allowed_networks)
+        self._networks = networks(settings.webhook_allowed_networks)
         self._readers = asyncio.Semaphore(READERS)
         # Apart from the event loop's own threads, which others need: a name server may hang, too.
         self._resolvers = {well: ThreadPoolExecutor(RESOLVERS, "resolve") for well in (True, False)}

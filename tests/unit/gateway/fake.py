@@ -24,6 +24,8 @@ from gpubatch_gateway.live_routes import LiveRoutes
 from gpubatch_gateway.livekeys import LiveKeys
 from gpubatch_gateway.lives import Lives
 from gpubatch_gateway.model_routes import ModelRoutes
+from gpubatch_gateway.objects import Objects
+from gpubatch_gateway.records import Records
 from gpubatch_gateway.routes import Routes
 from gpubatch_gateway.routing import Router
 from gpubatch_gateway.runners import Runners
@@ -31,6 +33,7 @@ from gpubatch_gateway.runners import connections as connections_to_jobs
 from gpubatch_gateway.settings import Settings
 from gpubatch_gateway.starting import Starting
 from gpubatch_gateway.storage import Files
+from gpubatch_gateway.transcriptions import Transcriptions
 from gpubatch_gateway.workers import Workers
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.kube.client import ApiError
@@ -148,6 +151,7 @@ class Site:
     token: str = "search"
     models: dict[str, JSON] = field(default_factory=lambda: {"minilm": MINILM})
     lives: Lives = field(default_factory=Lives)
+    records: Records = field(init=False)
 
     def headers(self, **more: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}", **more}
@@ -198,7 +202,9 @@ async def serving(
     claim.mkdir(parents=True, exist_ok=True)
     chosen = {"storage_url": "pvc://files/gpubatch", "namespace": "search", **settings}
     config = Settings.model_validate(chosen)
-    files, board = Files(config, Environment(claims_dir=folder / "claims")), Board()
+    objects = Objects(config, Environment(claims_dir=folder / "claims"))
+    files, board = Files(objects), Board()
+    records = Records(objects, config.transcription_ttl_seconds)
     held = accounts or keys.Keys()
     client: Any = api
     async with (
@@ -206,18 +212,24 @@ async def serving(
         connections_to_jobs(config.live_request_seconds) as connections,
     ):
         site = Site(api, board, 0, http, claim)
+        site.records = records
         creation = Creation(client, board, files, lambda: models.Models(site.models), workers, config)
         gate = Gate(api.review, lambda: held, config.namespaces_watched())
         starting = Starting(client, site.lives, lambda: models.Models(site.models), config.live_idle_seconds)
         runners = Runners(connections, LiveKeys(client, "gpubatch-system", config.live_secret_name))
         router = Router(site.lives, runners, starting, config.live_max_waiting)
+        transcriptions = Transcriptions(gate, router, starting, site.lives, records, config)
         endpoints = (
             Routes(gate, files, board, Known(client, board), creation, config),
             LiveRoutes(gate, router, runners, site.lives, config),
+            transcriptions,
             ModelRoutes(gate, lambda: models.Models(site.models), site.lives),
         )
         async with server.listening(server.application(endpoints, 30.0), "127.0.0.1", 0) as site.port:
+            working = asyncio.create_task(transcriptions.work())
             yield site
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
 
 async def raw(port: int, data: bytes, eof: bool = False) -> bytes:

@@ -13,8 +13,9 @@ import pytest
 
 from gpubatch_gateway import names
 from gpubatch_gateway.files import File
+from gpubatch_gateway.objects import Objects, refused
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files, refused
+from gpubatch_gateway.storage import Files
 from gpubatch_runner.environment import Environment
 from unit.gateway.fake import Site, raw, request, serving
 
@@ -324,11 +325,16 @@ async def test_what_killed_uploads_left_is_swept_once_it_is_old(tmp_path: Path) 
     folder.mkdir(parents=True)
     (folder / "YQ#1").write_bytes(b"half")
     (folder / "YQ").write_bytes(b"whole")
-    files = Files(Settings(storage_url="pvc://files/gpubatch"), Environment(claims_dir=tmp_path / "claims"))
+    files = Files(Objects(Settings(storage_url="pvc://files/gpubatch"), Environment(claims_dir=tmp_path / "claims")))
     await files.sweep(3600)
     assert (folder / "YQ#1").exists(), "it may be under way"
     await files.sweep(-1)
     assert [p.name for p in folder.iterdir()] == ["YQ"]
+    (claim / "search" / "files" / "empty").mkdir()
+    await files.sweep(3600)
+    assert (folder.parent / "empty").exists(), "something may be put there"
+    await files.sweep(-1)
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     [file] = await files.all("search")
     assert file.named.filename == "a"
 

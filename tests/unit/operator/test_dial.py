@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from gpubatch_operator import addresses
 from gpubatch_operator.notify import dial
 
 PRIVATE = [
@@ -23,19 +24,19 @@ PRIVATE = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_addresses_that_are_not_public_are_refused(address: str):
-    assert not dial.allowed(ipaddress.ip_address(address), ())
+    assert not addresses.allowed(ipaddress.ip_address(address), ())
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450::1", "::ffff:8.8.8.8"])
 def test_public_addresses_are_allowed(address: str):
-    assert dial.allowed(ipaddress.ip_address(address), ())
+    assert addresses.allowed(ipaddress.ip_address(address), ())
 
 
 def test_an_administrator_may_allow_a_network_and_no_more():
-    extra = dial.networks("10.0.0.0/8, fd00::/8")
+    extra = addresses.networks("10.0.0.0/8, fd00::/8")
     for address, ok in [("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("fd00::1", True), ("192.168.0.1", False)]:
-        assert dial.allowed(ipaddress.ip_address(address), extra) is ok
-    assert dial.networks("") == ()
+        assert addresses.allowed(ipaddress.ip_address(address), extra) is ok
+    assert addresses.networks("") == ()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ async def test_a_url_that_cannot_be_used_is_refused_with_a_sentence(url: str):
 
 
 async def test_the_connection_goes_to_the_address_that_was_checked_and_the_name_stays_for_tls():
-    targets = await dial.resolve("https://localhost:8443/hook?a=b", dial.networks("127.0.0.0/8,::1/128"))
+    targets = await dial.resolve("https://localhost:8443/hook?a=b", addresses.networks("127.0.0.0/8,::1/128"))
     assert {t.url for t in targets} <= {"https://127.0.0.1:8443/hook?a=b", "https://[::1]:8443/hook?a=b"}
     assert {(t.host_header, t.hostname) for t in targets} == {("localhost:8443", "localhost")}
 

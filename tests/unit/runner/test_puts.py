@@ -121,6 +121,23 @@ async def test_without_a_checkpoint_an_expired_url_says_that_the_results_are_los
         assert len(server.puts) == 1, "a URL that is not in a Secret gets no better"
 
 
+async def test_an_answer_that_is_no_http_shows_no_signature(job: Job) -> None:
+    job.write([request(0)])
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"SSH-2.0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with FakeEngine() as engine, server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/out?X-Amz-Signature=s3cr3t"
+        outcome = await finish(job, engine_url=engine.url, output=url)
+    assert outcome.reason is Reason.OUTPUT_NOT_WRITABLE
+    assert "ClientResponseError" in outcome.message
+    assert "s3cr3t" not in outcome.message
+
+
 async def test_a_restarted_container_does_not_put_again_what_was_taken(job: Job) -> None:
     job.write([request(n) for n in range(3)])
     async with FakeEngine() as engine, PutServer() as server:
