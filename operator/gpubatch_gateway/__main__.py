@@ -18,24 +18,25 @@ from typing import Any
 import prometheus_client
 import uvloop
 
-from gpubatch_gateway import keys, kube, metrics, models, rereading, runners, server
+from gpubatch_gateway import keys, kube, metrics, models, rereading, server
 from gpubatch_gateway import settings as config
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.transcriptions import Transcriptions
 from gpubatch_gateway.auth import Gate
-from gpubatch_gateway.board import Board
-from gpubatch_gateway.creation import Creation, Known
-from gpubatch_gateway.live_routes import LiveRoutes
-from gpubatch_gateway.livekeys import LiveKeys
-from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.batch.board import Board
+from gpubatch_gateway.batch.creation import Creation, Known
+from gpubatch_gateway.batch.routes import Routes
+from gpubatch_gateway.batch.storage import Files
+from gpubatch_gateway.batch.workers import Workers
+from gpubatch_gateway.live import runners
+from gpubatch_gateway.live.live_routes import LiveRoutes
+from gpubatch_gateway.live.livekeys import LiveKeys
+from gpubatch_gateway.live.lives import Lives
+from gpubatch_gateway.live.routing import Router
+from gpubatch_gateway.live.runners import Runners
+from gpubatch_gateway.live.starting import Starting
 from gpubatch_gateway.model_routes import ModelRoutes
 from gpubatch_gateway.objects import Objects
-from gpubatch_gateway.records import Records
-from gpubatch_gateway.routes import Routes
-from gpubatch_gateway.routing import Router
-from gpubatch_gateway.runners import Runners
-from gpubatch_gateway.starting import Starting
-from gpubatch_gateway.storage import Files
-from gpubatch_gateway.transcriptions import Transcriptions
-from gpubatch_gateway.workers import Workers
 from gpubatch_operator import health, logs, parts
 from gpubatch_operator.kube import following
 from gpubatch_operator.kube.client import Client

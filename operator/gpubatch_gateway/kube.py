@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpubatch_gateway.batches import BATCH
-from gpubatch_gateway.board import Board
-from gpubatch_gateway.lives import Lives
-from gpubatch_gateway.workers import Workers
+from gpubatch_gateway.batch.batches import BATCH
+from gpubatch_gateway.batch.board import Board
+from gpubatch_gateway.batch.workers import Workers
+from gpubatch_gateway.live.lives import Lives
 from gpubatch_operator.api.crd import API_VERSION, PLURAL
 from gpubatch_operator.kube.following import Collection
 

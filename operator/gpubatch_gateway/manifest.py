@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from gpubatch_gateway import batches, names
+from gpubatch_gateway import names
+from gpubatch_gateway.batch import batches
+from gpubatch_gateway.batch.wishes import Wish
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.wishes import Wish
 from gpubatch_operator.api.crd import API_VERSION, KIND
 
 JSON = dict[str, Any]

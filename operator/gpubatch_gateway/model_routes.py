@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gpubatch_gateway.answering import of_json
 from gpubatch_gateway.auth import Act, Gate
-from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.live.lives import Lives
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.problems import RequestError
 

@@ -11,10 +11,12 @@ from typing import Protocol
 
 from aiohttp import web
 
-from gpubatch_gateway import live_routes, metrics, transcriptions
+from gpubatch_gateway import metrics
+from gpubatch_gateway.audio import transcriptions
+from gpubatch_gateway.batch.routes import MAX_BODY, STREAMS, Handler
 from gpubatch_gateway.connections import Connection
+from gpubatch_gateway.live import live_routes
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.routes import MAX_BODY, STREAMS, Handler
 
 MAX_LINE = 8190  # bytes of the request line
 MAX_FIELD = 32_768  # bytes of a header: tokens are long

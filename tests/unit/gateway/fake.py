@@ -17,24 +17,24 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from gpubatch_gateway import keys, kube, models, server
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.transcriptions import Transcriptions
 from gpubatch_gateway.auth import Gate
-from gpubatch_gateway.board import Board
-from gpubatch_gateway.creation import Creation, Known
-from gpubatch_gateway.live_routes import LiveRoutes
-from gpubatch_gateway.livekeys import LiveKeys
-from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.batch.board import Board
+from gpubatch_gateway.batch.creation import Creation, Known
+from gpubatch_gateway.batch.routes import Routes
+from gpubatch_gateway.batch.storage import Files
+from gpubatch_gateway.batch.workers import Workers
+from gpubatch_gateway.live.live_routes import LiveRoutes
+from gpubatch_gateway.live.livekeys import LiveKeys
+from gpubatch_gateway.live.lives import Lives
+from gpubatch_gateway.live.routing import Router
+from gpubatch_gateway.live.runners import Runners
+from gpubatch_gateway.live.runners import connections as connections_to_jobs
+from gpubatch_gateway.live.starting import Starting
 from gpubatch_gateway.model_routes import ModelRoutes
 from gpubatch_gateway.objects import Objects
-from gpubatch_gateway.records import Records
-from gpubatch_gateway.routes import Routes
-from gpubatch_gateway.routing import Router
-from gpubatch_gateway.runners import Runners
-from gpubatch_gateway.runners import connections as connections_to_jobs
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.starting import Starting
-from gpubatch_gateway.storage import Files
-from gpubatch_gateway.transcriptions import Transcriptions
-from gpubatch_gateway.workers import Workers
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.kube.client import ApiError
 from gpubatch_operator.web.reviews import TOKEN_REVIEWS

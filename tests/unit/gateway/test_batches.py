@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
-from gpubatch_gateway import batches, names
-from gpubatch_gateway.workers import Workers
+from gpubatch_gateway import names
+from gpubatch_gateway.batch import batches
+from gpubatch_gateway.batch.workers import Workers
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.kube.client import ApiError

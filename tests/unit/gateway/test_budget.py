@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gpubatch_gateway.budget import Budget
+from gpubatch_gateway.live.budget import Budget
 
 
 class Holder:

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 
 from gpubatch_gateway import names
-from gpubatch_gateway.files import File
+from gpubatch_gateway.batch.files import File
+from gpubatch_gateway.batch.storage import Files
 from gpubatch_gateway.objects import Objects, refused
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files
 from gpubatch_runner.environment import Environment
 from unit.gateway.fake import Site, raw, request, serving
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gpubatch_gateway import livekeys, routing
+from gpubatch_gateway.live import livekeys, routing
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.kube.client import ApiError

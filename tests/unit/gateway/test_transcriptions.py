@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 
 from gpubatch_gateway import names
+from gpubatch_gateway.audio.transcription import Outcome, Place, Record, Said
 from gpubatch_gateway.objects import Objects, refused
-from gpubatch_gateway.transcription import Outcome, Place, Record, Said
 from support.web import PutServer, served
 from unit.gateway.fake import Site, raw, serving
 from unit.gateway.pods import key, live_job, pod, told, up

@@ -13,13 +13,13 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gpubatch_gateway import metrics
-from gpubatch_gateway.claims import BEATS, Claim, Claims
-from gpubatch_gateway.delivering import Delivery
+from gpubatch_gateway.audio.claims import BEATS, Claim, Claims
+from gpubatch_gateway.audio.delivering import Delivery
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.transcriber import NotNowError, Transcriber
+from gpubatch_gateway.audio.transcription import JSON, Place, Status, View
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.records import Records
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.transcriber import NotNowError, Transcriber
-from gpubatch_gateway.transcription import JSON, Place, Status, View
 
 FREE_SECONDS = 5.0  # for giving claims back, when the process is told to end
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from gpubatch_gateway import batches, manifest, names
-from gpubatch_gateway.board import Board, Entry
-from gpubatch_gateway.files import File
+from gpubatch_gateway import manifest, names, refusals
+from gpubatch_gateway.batch import batches
+from gpubatch_gateway.batch.board import Board, Entry
+from gpubatch_gateway.batch.files import File
+from gpubatch_gateway.batch.storage import Files
+from gpubatch_gateway.batch.wishes import Wish
+from gpubatch_gateway.batch.workers import Workers
 from gpubatch_gateway.kube import collection, jobs_path
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.problems import DONT_RETRY, RequestError, invalid, no_file, unavailable
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files
-from gpubatch_gateway.wishes import Wish
-from gpubatch_gateway.workers import Workers
 from gpubatch_operator.kube.client import ApiError, Client
 
 JSON = dict[str, Any]
 MAX_KEY = 255  # characters
 GPU = "nvidia.com/gpu"
-SHOWN = 20  # models, in an error
-_DENIED = re.compile(r'admission webhook "[^"]*" denied the request: (.*)', re.DOTALL)
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class Creation:
             job = await self._job(name, namespace, wish)
             return await self._post(namespace, job, wish)
         except ApiError as e:
-            raise told(e) from e
+            raise refusals.told(e) from e
 
     # --- what was made before
 
@@ -144,10 +142,7 @@ class Creation:
             raise no_file(file.id, 400) from None
         model = model_of(line, wish.endpoint)
         if model not in models.templates:
-            there = sorted(models.templates)
-            more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-            said = f"Here are: {', '.join(map(repr, there[:SHOWN]))}{more}." if there else "No model is set up here."
-            raise invalid(f"The model {model[:100]!r} isn't served. {said}", "body.model", "model_not_found")
+            raise invalid(refusals.not_served(model, models.templates), "body.model", "model_not_found")
         return model
 
     def _warning(self, resource: str) -> str:
@@ -205,7 +200,7 @@ class Known:
         except ApiError as e:
             if e.status == 404:
                 return None
-            raise told(e) from e
+            raise refusals.told(e) from e
         return self._board.put(job) if batches.BATCH in (job["metadata"].get("labels") or {}) else None
 
     async def cancel(self, entry: Entry) -> Entry | None:
@@ -225,7 +220,7 @@ class Known:
         except ApiError as e:
             if e.status == 404:
                 return None
-            raise told(e) from e
+            raise refusals.told(e) from e
 
     async def users(self, namespace: str, file_id: str) -> list[str]:
         """The unfinished batches that read a file, by their ids.
@@ -236,7 +231,7 @@ class Known:
         try:
             there, _ = await self._client.list(collection(namespace), labelSelector=f"{batches.INPUT}={file_id}")
         except ApiError as e:
-            raise told(e) from e
+            raise refusals.told(e) from e
         return [names.batch_id(job["metadata"]["name"]) for job in there if not batches.finished(job)]
 
 
@@ -272,19 +267,3 @@ def other_namespace(namespace: str, own: str) -> RequestError:
         f"This gateway keeps its files in a volume of namespace {own!r}, and serves only that; the request is "
         f"for {namespace!r}. An administrator can give it a bucket: gateway.settings.storageUrl.",
     )
-
-
-def told(error: ApiError, code: str = "invalid_batch") -> RequestError:
-    """The API server's refusal as ours; `code` says what it finds wrong."""
-    denied = _DENIED.fullmatch(error.message)
-    text = denied[1] if denied else error.message
-    if error.status == 429 and denied:
-        return RequestError(429, "queue_full", text, headers=DONT_RETRY)
-    if error.status == 403:
-        return RequestError(403, "forbidden", text)
-    if error.status in (400, 422):
-        return invalid(text, code=code)
-    if error.status == 404:  # the namespace
-        return invalid(text, code="namespace_not_found")
-    log.error("the API server can't be used: %s", error)
-    return unavailable("The cluster's API server can't be used now. Try again; the gateway's log says why.")

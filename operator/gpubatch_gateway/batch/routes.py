@@ -10,18 +10,19 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from gpubatch_gateway import files as file_objects
-from gpubatch_gateway import metrics, names, wishes
+from gpubatch_gateway import metrics, names
 from gpubatch_gateway.answering import break_off, of_bytes, of_json, of_page
 from gpubatch_gateway.auth import FILES, Act, Gate
-from gpubatch_gateway.board import Board, Entry
-from gpubatch_gateway.creation import Creation, Known, other_namespace
-from gpubatch_gateway.files import File
+from gpubatch_gateway.batch import files as file_objects
+from gpubatch_gateway.batch import wishes
+from gpubatch_gateway.batch.board import Board, Entry
+from gpubatch_gateway.batch.creation import Creation, Known, other_namespace
+from gpubatch_gateway.batch.files import File
+from gpubatch_gateway.batch.storage import Files
 from gpubatch_gateway.problems import DONT_RETRY, RequestError, invalid, no_batch, no_file
 from gpubatch_gateway.reading import body_of, limit_of, query_of
 from gpubatch_gateway.receiving import Form, Limits, Purpose
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.storage import Files
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 64 * 1024  # bytes of a request that isn't a file

@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from gpubatch_gateway import batches, names
+from gpubatch_gateway import names
+from gpubatch_gateway.batch import batches
 
 JSON = dict[str, Any]
 Place = tuple[float, int, str]

@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from gpubatch_gateway.livekeys import LiveKeys
-from gpubatch_gateway.lives import LiveJob
+from gpubatch_gateway.live.livekeys import LiveKeys
+from gpubatch_gateway.live.lives import LiveJob
 from gpubatch_gateway.problems import RequestError, unavailable
 
 JSON = dict[str, Any]

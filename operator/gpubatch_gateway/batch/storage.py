@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from gpubatch_gateway import files, names
-from gpubatch_gateway.files import File
+from gpubatch_gateway import names
+from gpubatch_gateway.batch import files
+from gpubatch_gateway.batch.files import File
 from gpubatch_gateway.objects import Objects
 from gpubatch_runner.lines import MAX_LINE
 

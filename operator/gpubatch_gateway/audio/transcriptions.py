@@ -15,27 +15,28 @@ from dataclasses import dataclass
 import orjson
 from aiohttp import web
 
-from gpubatch_gateway import metrics, names, speech
+from gpubatch_gateway import metrics, names
 from gpubatch_gateway.answering import of_json, of_page
+from gpubatch_gateway.audio import speech
+from gpubatch_gateway.audio.background import Background
+from gpubatch_gateway.audio.claims import Claims
+from gpubatch_gateway.audio.delivering import Delivery
+from gpubatch_gateway.audio.reaching import Reach
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.speech import SpeechFields, Wish
+from gpubatch_gateway.audio.transcriber import Transcriber
+from gpubatch_gateway.audio.transcription import Place, Record, View
 from gpubatch_gateway.auth import REQUESTS, Act, Gate
-from gpubatch_gateway.background import Background
-from gpubatch_gateway.claims import Claims
 from gpubatch_gateway.connections import ends_with_client
-from gpubatch_gateway.delivering import Delivery
-from gpubatch_gateway.lives import Lives
+from gpubatch_gateway.live.lives import Lives
+from gpubatch_gateway.live.relaying import relay
+from gpubatch_gateway.live.routing import Router
+from gpubatch_gateway.live.runners import Ask
+from gpubatch_gateway.live.starting import Starting
 from gpubatch_gateway.problems import DONT_RETRY, JSON_TYPE, RequestError, invalid
-from gpubatch_gateway.reaching import Reach
 from gpubatch_gateway.reading import body_of, limit_of, query_of
 from gpubatch_gateway.receiving import Form, Limits
-from gpubatch_gateway.records import Records
-from gpubatch_gateway.relaying import relay
-from gpubatch_gateway.routing import Router
-from gpubatch_gateway.runners import Ask
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.speech import SpeechFields, Wish
-from gpubatch_gateway.starting import Starting
-from gpubatch_gateway.transcriber import Transcriber
-from gpubatch_gateway.transcription import Place, Record, View
 
 MAX_JOBS = 100  # of a page
 ROUTE = "transcribe"

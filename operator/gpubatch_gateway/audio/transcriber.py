@@ -11,15 +11,16 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from gpubatch_gateway import names, speech
-from gpubatch_gateway.lives import Lives
+from gpubatch_gateway import names
+from gpubatch_gateway.audio import speech
+from gpubatch_gateway.audio.reaching import DownloadError, Reach
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.transcription import Outcome, Place, Record, Status
+from gpubatch_gateway.live.lives import Lives
+from gpubatch_gateway.live.routing import Router
+from gpubatch_gateway.live.runners import Ask
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.reaching import DownloadError, Reach
-from gpubatch_gateway.records import Records
-from gpubatch_gateway.routing import Router
-from gpubatch_gateway.runners import Ask
 from gpubatch_gateway.settings import Settings
-from gpubatch_gateway.transcription import Outcome, Place, Record, Status
 
 Say = Callable[[Status, str], Awaitable[None]]
 LOOK_SECONDS = 1.0  # between two looks at the job that is waited for

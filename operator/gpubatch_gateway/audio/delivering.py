@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpubatch_gateway.audio.reaching import Reach
+from gpubatch_gateway.audio.speech import UPLOAD_URL
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.reaching import Reach
-from gpubatch_gateway.speech import UPLOAD_URL
 from gpubatch_runner import puts
 from gpubatch_runner.contract import Upload
 from gpubatch_runner.environment import Environment

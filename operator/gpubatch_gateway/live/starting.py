@@ -10,10 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpubatch_gateway import manifest, metrics
-from gpubatch_gateway.creation import told
+from gpubatch_gateway import manifest, metrics, refusals
 from gpubatch_gateway.kube import collection, jobs_path
-from gpubatch_gateway.lives import Lives, Served
+from gpubatch_gateway.live.lives import Lives, Served
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.problems import RequestError, unavailable
 from gpubatch_operator.kube.client import ApiError, Client
@@ -22,7 +21,6 @@ JSON = dict[str, Any]
 FAILED_SECONDS = 60.0
 """After a live job has failed no other is started for so long: else requests would make failing jobs without an end."""
 
-SHOWN = 20  # models, in an error
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ class Starting:
             await asyncio.shield(task)  # who goes away doesn't take it from the others
         except ApiError as e:
             metrics.LIVE_STARTED.labels("refused").inc()
-            raise told(e, "invalid_job") from e
+            raise refusals.told(e, "invalid_job") from e
 
     def check(self, namespace: str, model: str) -> None:
         """Whether a model is served, or could be.
@@ -119,10 +117,9 @@ class Starting:
             raise unavailable(message, "model_failed", retry_after=math.ceil(left))
 
     def _unknown(self, namespace: str, model: str) -> RequestError:
-        there = sorted({*self._models().templates, *(job.model for job in self._lives.wanted(namespace))})
-        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-        said = f"Here are: {', '.join(map(repr, there[:SHOWN]))}{more}." if there else "No model is set up here."
+        there = {*self._models().templates, *(job.model for job in self._lives.wanted(namespace))}
+        said = refusals.not_served(model, there)
         for job in self._lives.of(namespace, model):
             if job.suspended:
-                said = f"The live job {job.name!r}, which would serve it, is suspended. {said}"
-        return RequestError(404, "model_not_found", f"The model {model[:100]!r} isn't served. {said}", "model")
+                said += f" The live job {job.name!r}, which would serve it, is suspended."
+        return RequestError(404, "model_not_found", said, "model")

@@ -17,9 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 
-from gpubatch_gateway import names, transcription
+from gpubatch_gateway import names
+from gpubatch_gateway.audio import transcription
+from gpubatch_gateway.audio.transcription import JSON, Outcome, Place, Record, Said, View
 from gpubatch_gateway.objects import Objects
-from gpubatch_gateway.transcription import JSON, Outcome, Place, Record, Said, View
 
 
 class Records:

@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 
+from gpubatch_gateway.audio.records import Records
+from gpubatch_gateway.audio.transcription import JSON, Place, Said, Status, View
 from gpubatch_gateway.problems import RequestError
-from gpubatch_gateway.records import Records
-from gpubatch_gateway.transcription import JSON, Place, Said, Status, View
 
 BEATS = 3  # in the time after which a claim lapses
 

@@ -11,13 +11,13 @@ from aiohttp import web
 
 from gpubatch_gateway.answering import of_json
 from gpubatch_gateway.auth import REQUESTS, Act, Gate
-from gpubatch_gateway.budget import Budget
 from gpubatch_gateway.connections import ends_with_client
-from gpubatch_gateway.lives import LiveJob, Lives
+from gpubatch_gateway.live.budget import Budget
+from gpubatch_gateway.live.lives import LiveJob, Lives
+from gpubatch_gateway.live.relaying import relay
+from gpubatch_gateway.live.routing import Router
+from gpubatch_gateway.live.runners import Ask, Runners
 from gpubatch_gateway.problems import JSON_TYPE, RequestError, invalid
-from gpubatch_gateway.relaying import relay
-from gpubatch_gateway.routing import Router
-from gpubatch_gateway.runners import Ask, Runners
 from gpubatch_gateway.settings import Settings
 from gpubatch_runner.contract import ENDPOINTS, TRANSCRIPTIONS
 

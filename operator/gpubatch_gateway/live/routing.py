@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from gpubatch_gateway import metrics
-from gpubatch_gateway.lives import LiveJob, Lives
+from gpubatch_gateway.live.lives import LiveJob, Lives
+from gpubatch_gateway.live.runners import Ask, BrokenError, NotTakenError, Runners
+from gpubatch_gateway.live.starting import Starting
 from gpubatch_gateway.problems import RequestError, unavailable
-from gpubatch_gateway.runners import Ask, BrokenError, NotTakenError, Runners
-from gpubatch_gateway.starting import Starting
 
 REST_SECONDS = 0.5
 """A job that didn't take a request is left alone for so long, or until something is heard of it."""

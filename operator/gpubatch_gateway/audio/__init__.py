@@ -1,0 +1,1 @@
+"""Transcriptions: for those who wait, and in the background."""
