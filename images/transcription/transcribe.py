@@ -1,5 +1,7 @@
 """Transcribe audio files and PUT the text to a presigned URL: `transcribe.py AUDIO...` (paths or http(s) URLs).
 
+With the arguments that the operator gives to engines it is one: see serve.py.
+
 Environment:
     RESULT_URL    presigned: receives one JSON document; when the job fails, the error, in the same place
     MODEL         folder of a faster-whisper model (/models/tiny.en)
@@ -17,6 +19,7 @@ import traceback
 from pathlib import Path
 
 import httpx
+import serve
 from faster_whisper import WhisperModel
 
 ATTEMPTS = 3
@@ -103,4 +106,6 @@ def main(files: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--model"]:  # so the operator starts an engine, by the image's entry point
+        serve.main(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The gateway end to end, by OpenAI's own client: batches and live chats, each answered by a real vLLM."""
+"""The gateway end to end, by OpenAI's own client: batches and live chats, each answered by a real vLLM, and speech."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+from obstore.store import S3Store
 from openai import AsyncOpenAI
 from openai.types import Batch
 
@@ -16,6 +17,8 @@ from demo_lib import inputs
 from demo_lib.results import answered_once, ids
 from support.api import Api, eventually
 from support.installation import Installation
+from support.speech import SENTENCES, recall
+from support.workloads import script
 
 JSON = dict[str, Any]
 Say = Callable[[str], None]
@@ -75,7 +78,7 @@ async def chats(client: AsyncOpenAI, say: Say) -> None:
     await eventually("the engine to stop working for a client that left", free)
     several = [client.chat.completions.create(model="chat", messages=question, max_tokens=8) for _ in range(8)]
     assert len(await asyncio.gather(*several)) == 8
-    with pytest.raises(openai.NotFoundError, match=r"'gpt-9' isn't served\. Here are: 'chat', 'minilm'\."):
+    with pytest.raises(openai.NotFoundError, match=r"'gpt-9' isn't served\. Here are: 'chat', 'minilm', 'whisper'\."):
         await client.chat.completions.create(model="gpt-9", messages=question)
     with pytest.raises(openai.BadRequestError):  # the engine's own word
         await client.chat.completions.create(model="chat", messages=question, temperature=-5)
@@ -126,3 +129,51 @@ async def test_openais_client_runs_batches_and_chats_with_a_job_that_it_starts(
             finished = await api.phase(live, "Succeeded", "Failed", patience=ENGINE_PATIENCE)
             assert finished["status"]["phase"] == "Succeeded"
             assert finished["status"]["results"]["completed"] >= 10
+
+
+COPY = """
+import pathlib, sys, urllib.request
+for n, url in enumerate({urls!r}):
+    data = pathlib.Path(f"/samples/{{n}}.wav").read_bytes()
+    urllib.request.urlopen(urllib.request.Request(url, data, method="PUT"))
+"""
+
+
+async def test_openais_client_has_speech_transcribed_at_once_and_in_the_background(
+    installation: Installation, api: Api, bucket: S3Store, say: Say
+) -> None:
+    count = len(SENTENCES)
+    urls = [installation.presigned("PUT", f"speech-{n}.wav") for n in range(count)]
+    await api.create(script("speaks", installation.images["transcription"], COPY.format(urls=urls)))
+    assert (await api.phase("speaks", "Succeeded", "Failed"))["status"]["phase"] == "Succeeded"
+    sounds = [bytes(bucket.get(f"speech-{n}.wav").bytes()) for n in range(count)]
+    with installation.gateway() as (base, token):
+        async with AsyncOpenAI(base_url=base, api_key=token, max_retries=0, timeout=ENGINE_PATIENCE) as client:
+            transcribe = client.audio.transcriptions.create
+
+            async def begun(n: int) -> str:
+                extra = {"upload_presigned_url": installation.presigned("PUT", f"text-{n}.json")}
+                answer: Any = await transcribe(model="whisper", file=("a.wav", sounds[n]), extra_body=extra)
+                assert answer.status == "in_progress"
+                return str(answer.job_id)
+
+            ids = await asyncio.gather(*map(begun, range(count)))
+            say(f"{count} are answered")
+
+            async def ended() -> list[Any] | None:
+                found: Any = [await client.get(f"/jobs/{job}", cast_to=object) for job in ids]
+                await asyncio.sleep(0.5)
+                return found if all(job["status"] in ("completed", "failed") for job in found) else None
+
+            for job in await eventually("all to end", ended, ENGINE_PATIENCE):
+                assert job["status"] == "completed", job
+            texts = [json.loads(bytes(bucket.get(f"text-{n}.json").bytes()))["text"] for n in range(count)]
+            texts.append((await transcribe(model="whisper", file=("a.wav", sounds[0]), language="en")).text)
+            understood = [recall(said, heard) for said, heard in zip([*SENTENCES, SENTENCES[0]], texts, strict=True)]
+            say(f"words understood: {100 * sum(understood) / len(understood):.0f}%")
+            assert sum(understood) / len(understood) > 0.7
+            with pytest.raises(openai.BadRequestError, match="no audio that can be read"):
+                await transcribe(model="whisper", file=("a.wav", b"nothing"))
+            [live] = [name for name in await api.jobs() if name.startswith("live-")]
+            finished = await api.phase(live, "Succeeded", "Failed", patience=ENGINE_PATIENCE)
+            assert finished["status"]["results"]["completed"] == count + 1

@@ -7,10 +7,8 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
-import obstore
 import pytest
 import yaml
 from obstore.store import S3Store
@@ -21,12 +19,11 @@ from gpubatch_operator.kube.client import ApiError
 from support.api import Api, eventually
 from support.installation import NAMESPACE, Installation
 from support.podwatch import PodWatch
-from support.workloads import on, script
+from support.speech import SENTENCES, recall
+from support.workloads import ENDPOINT, on, script
 
 JSON = dict[str, Any]
 Say = Callable[[str], None]
-S3 = "http://s3.gpubatch-e2e.svc:7070"
-SENTENCES = (ROOT / "images" / "transcription" / "sentences.txt").read_text().splitlines()
 PATIENCE = 240.0
 
 
@@ -43,7 +40,7 @@ def example(installation: Installation, file: str, name: str, **env: str) -> JSO
 
 
 def training(installation: Installation, name: str, node: str, epochs: int) -> JSON:
-    env = {"CHECKPOINTS": f"s3://batches/{name}", "AWS_ENDPOINT_URL": S3, "EPOCHS": str(epochs)}
+    env = {"CHECKPOINTS": f"s3://batches/{name}", "AWS_ENDPOINT_URL": ENDPOINT, "EPOCHS": str(epochs)}
     job = example(installation, "training-checkpoints", name, **env)
     job["spec"] |= on(node)
     return job
@@ -120,12 +117,6 @@ async def test_hugging_faces_own_callback_tells_how_far_it_is(api: Api, installa
     assert "train_loss" in job.status["progress"]["metrics"]
 
 
-def recall(said: str, heard: str) -> float:
-    """The share of a sentence's words that were understood."""
-    words = said.lower().strip(".").split()
-    return sum(word in heard.lower().strip(".").split() for word in words) / len(words)
-
-
 async def put_secret(api: Api, name: str, url: str) -> None:
     path = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     with contextlib.suppress(ApiError):  # there is none of an earlier run
@@ -136,19 +127,10 @@ async def put_secret(api: Api, name: str, url: str) -> None:
 async def test_ten_transcriptions_at_once_all_end_one_at_a_time_on_each_node_and_none_is_silent(
     api: Api, installation: Installation, bucket: S3Store, say: Say
 ) -> None:
-    keys = {"access_key_id": installation.keys["AWS_ACCESS_KEY_ID"]}
-    inside = S3Store(
-        "batches",
-        endpoint=S3,
-        region="us-east-1",
-        secret_access_key=installation.keys["AWS_SECRET_ACCESS_KEY"],
-        client_options={"allow_http": True},
-        **keys,
-    )
     names = [f"speech-{i}" for i in range(10)]
     jobs = []
     for i, name in enumerate([*names, "speech-refused"]):
-        url = obstore.sign(inside, "PUT", f"{name}.json", timedelta(hours=1))
+        url = installation.presigned("PUT", f"{name}.json")
         # One has a URL that the server refuses: expired, say, or copied without its end.
         await put_secret(api, name, url if name in names else url[:-4] + "beef")
         job = example(installation, "transcription", name)

@@ -8,9 +8,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import obstore
 from obstore.store import S3Store
 
 from demo_lib import story
@@ -19,7 +21,7 @@ from demo_lib.results import open_bucket
 from demo_lib.tools import ROOT, DemoError, Kube, pin_images, rollout, run, wait_for
 from gpubatch_operator.kube.client import Client
 from support.api import Api, eventually
-from support.workloads import ENDPOINT, MODELS, template
+from support.workloads import ENDPOINT, MODELS, template, whisper
 
 JSON = dict[str, Any]
 NAMESPACE = "gpubatch-e2e"
@@ -109,13 +111,12 @@ class Installation:
         for name in ("storage", "receiver"):
             manifest = (MANIFESTS / f"{name}.yaml").read_text().replace(story.NAMESPACE, NAMESPACE)
             self.kube.apply(pin_images(manifest, self.images))
-        receiver = self.kube.get("-n", NAMESPACE, "service", "receiver")["spec"]["clusterIP"]
         repository, _, tag = self.images["operator"].rpartition(":")
         settings = {
             **IMPATIENT,
             "runnerImage": self.images["runner"],
             "engineImage": self.images["engine-cpu"],
-            "webhookAllowedNetworks": f"{receiver}/{128 if ':' in receiver else 32}",
+            "webhookAllowedNetworks": self._address("receiver"),
         }
         values = ["--set-json", f"image={json.dumps({'repository': repository, 'tag': tag})}"]
         # One replica: whose restarts are counted is the one that plans.
@@ -130,21 +131,27 @@ class Installation:
         rollout(self.kube, self.console, story.SYSTEM, story.RELEASE)
         rollout(self.kube, self.console, story.SYSTEM, GATEWAY)
 
-    @staticmethod
-    def _gateway() -> JSON:
+    def _address(self, service: str) -> str:
+        """A Service's, as a network."""
+        address = str(self.kube.get("-n", NAMESPACE, "service", service)["spec"]["clusterIP"])
+        return f"{address}/{128 if ':' in address else 32}"
+
+    def _gateway(self) -> JSON:
         """Values of the chart."""
         return {
             "enabled": True,
             "replicas": 1,
             "storageSecret": "gateway-s3",
             "resources": {"requests": {"cpu": "200m", "memory": "192Mi"}, "limits": {"memory": "512Mi"}},
-            "models": {name: template(name) for name in MODELS},
+            "models": {**{name: template(name) for name in MODELS}, "whisper": whisper(self.images["transcription"])},
             "settings": {
                 "storageUrl": "s3://batches/gateway",
                 "storageEndpoint": ENDPOINT,
                 "storageSecretName": "s3-credentials",
                 "liveIdleSeconds": 20,
                 "liveRequestSeconds": 600,
+                "allowHttp": True,
+                "allowedNetworks": self._address("s3"),
             },
         }
 
@@ -223,6 +230,18 @@ class Installation:
         """The jobs' bucket, through a local port."""
         with self.kube.forward(NAMESPACE, "service/s3", 7070) as port:
             yield open_bucket(port, self.keys)
+
+    def presigned(self, method: Literal["GET", "PUT"], key: str) -> str:
+        """A URL of the jobs' bucket, as the cluster reaches it."""
+        inside = S3Store(
+            "batches",
+            endpoint=ENDPOINT,
+            region="us-east-1",
+            access_key_id=self.keys["AWS_ACCESS_KEY_ID"],
+            secret_access_key=self.keys["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True},
+        )
+        return obstore.sign(inside, method, key, timedelta(hours=1))
 
     def received(self, job: str) -> list[JSON]:
         """The webhooks about a job that arrived, with their headers and bodies."""

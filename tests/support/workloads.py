@@ -88,6 +88,13 @@ def template(model: str) -> JSON:
     return {"inference": work}
 
 
+def whisper(image: str) -> JSON:
+    """The same of a model that hears: an engine on the CPU that isn't vLLM."""
+    resources = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
+    engine = {"image": image, "resources": resources}
+    return {"inference": {"model": "/models/tiny.en", "engine": engine, "maxConcurrentRequests": 2}}
+
+
 def _engine(model: str, more: JSON | None) -> JSON:
     """What a job with a real vLLM says of model and engine."""
     return {
