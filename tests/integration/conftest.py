@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gpubatch_operator.kube.client import ApiError, Client
 from support import cluster
 from support import s3 as s3_support
 from support.api import Api, eventually, namespace
+from support.clouds import Cloud, XmlApi, azurite, gcs_server
 from support.gateways import MODEL, NOWHERE, Gateways
 from support.process import OperatorProcess
 
@@ -155,3 +157,52 @@ async def gateways(api: Api, kubeconfig: Path, tmp_path: Path, s3: s3_support.S3
         found.models(**{MODEL: NOWHERE})
         yield found
     shutil.rmtree(s3.root / "batches" / api.namespace, ignore_errors=True)
+
+
+# --- Google's and Azure's object storage
+
+
+@pytest.fixture(scope="session")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Object stores of clouds; each is started when it is first asked for."""
+    with ExitStack() as stack:
+        started: dict[str, Any] = {}
+
+        def server(scheme: str) -> Any:
+            if scheme not in started:
+                serve = gcs_server if scheme == "gs" else azurite
+                started[scheme] = stack.enter_context(serve(tmp_path_factory.mktemp(scheme)))
+            return started[scheme]
+
+        yield server
+
+
+@pytest.fixture(params=["gs", "az"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Of the locations."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def google(scheme: str, clouds: Any) -> AsyncIterator[XmlApi | None]:
+    """What stands before Google's emulator."""
+    if scheme != "gs":
+        yield None
+        return
+    async with XmlApi(clouds(scheme)) as api:
+        yield api
+
+
+@pytest.fixture
+def cloud(scheme: str, clouds: Any, google: XmlApi | None, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """The cloud with an empty bucket, and the job's keys in the environment as the pod has them."""
+    found: Cloud = google.cloud if google else clouds(scheme)
+    for name, value in found.keys.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+async def emptied(cloud: Cloud) -> Cloud:
+    await asyncio.to_thread(cloud.clear)
+    return cloud

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +16,10 @@ from gpubatch_runner.preflight import inspect
 from gpubatch_runner.results import Publication
 from gpubatch_runner.run import run
 from gpubatch_runner.stores import PART, BucketStore
-from support.clouds import Cloud, XmlApi, azurite, gcs_server
+from support.clouds import Cloud, XmlApi
 from support.s3 import chunks_of, lines
 from unit.runner.fake_engine import FakeEngine
 from unit.runner.jobs import Job
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each is started when it is first asked for."""
-    with ExitStack() as stack:
-        started: dict[str, Any] = {}
-
-        def server(scheme: str) -> Any:
-            if scheme not in started:
-                serve = gcs_server if scheme == "gs" else azurite
-                started[scheme] = stack.enter_context(serve(tmp_path_factory.mktemp(scheme)))
-            return started[scheme]
-
-        yield server
-
-
-@pytest.fixture(params=["gs", "az"])
-def scheme(request: pytest.FixtureRequest) -> str:
-    """Of the locations."""
-    return str(request.param)
-
-
-@pytest.fixture
-async def google(scheme: str, servers: Any) -> AsyncIterator[XmlApi | None]:
-    """What stands before Google's emulator."""
-    if scheme != "gs":
-        yield None
-        return
-    async with XmlApi(servers(scheme)) as api:
-        yield api
-
-
-@pytest.fixture
-def cloud(scheme: str, servers: Any, google: XmlApi | None, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """The cloud with an empty bucket, and the job's keys in the environment as the pod has them."""
-    found: Cloud = google.cloud if google else servers(scheme)
-    for name, value in found.keys.items():
-        monkeypatch.setenv(name, value)
-    return found
-
-
-@pytest.fixture
-async def emptied(cloud: Cloud) -> Cloud:
-    await asyncio.to_thread(cloud.clear)
-    return cloud
 
 
 def spec(cloud: Cloud, **changes: Any) -> RunSpec:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
+from xml.sax.saxutils import escape
 
 import aiohttp
 import pytest
@@ -116,6 +117,7 @@ class XmlApi:
     async def __aenter__(self) -> XmlApi:
         self._session = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=1024**3)
+        app.router.add_get("/{bucket}", self._list)
         app.router.add_route("*", "/{bucket}/{object:.+}", self._serve)
         self._runner, self.port = await served(app)
         return self
@@ -123,6 +125,22 @@ class XmlApi:
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
         await self._session.close()
+
+    async def _list(self, request: web.Request) -> web.Response:
+        asked = {k: request.query[k] for k in ("prefix", "delimiter") if k in request.query}
+        url = URL(f"{self._upstream}/storage/v1/b/{request.match_info['bucket']}/o").with_query(asked)
+        async with self._session.get(url) as answer:
+            found = json.loads(await answer.read())
+        objects = "".join(
+            f"<Contents><Key>{escape(o['name'])}</Key><Size>{o['size']}</Size><ETag>{escape(o['etag'])}</ETag>"
+            f"<LastModified>{o['updated']}</LastModified></Contents>"
+            for o in found.get("items", [])
+        )
+        folders = "".join(
+            f"<CommonPrefixes><Prefix>{escape(p)}</Prefix></CommonPrefixes>" for p in found.get("prefixes", [])
+        )
+        text = f"<ListBucketResult>{objects}{folders}</ListBucketResult>"
+        return web.Response(text=text, content_type="application/xml")
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         query, bucket, name = request.query, request.match_info["bucket"], request.match_info["object"]
