@@ -40,6 +40,7 @@ def start(cluster: Cluster, flags: Mapping[str, Sequence[str]] = NO_FLAGS, admin
         control = cluster.control
         control.mkdir(parents=True)
         cgroups.create(group(cluster))
+        cgroups.favour(group(cluster))  # engines take all that the processors have
         network.create_bridge(cluster)
         _make_certificates(cluster)
         _make_users(cluster)

@@ -121,9 +121,9 @@ class Installation:
         values = ["--set-json", f"image={json.dumps({'repository': repository, 'tag': tag})}"]
         # One replica: whose restarts are counted is the one that plans.
         values += ["--set-json", f"settings={json.dumps(settings)}", "--set", "replicas=1"]
-        # The engines of both nodes leave nothing of two cores: the operator gets twice the share of one of them, and a
-        # rolling update of two replicas still fits.
-        values += ["--set", "resources.requests.cpu=500m", "--set-json", f"gateway={json.dumps(self._gateway())}"]
+        # The engines of both nodes leave nothing of two cores: the operator gets several times the share of one of
+        # them, and a rolling update of two replicas still fits.
+        values += ["--set", "resources.requests.cpu=800m", "--set-json", f"gateway={json.dumps(self._gateway())}"]
         command = ["upgrade", "--install", story.RELEASE, str(CHART), "--namespace", story.SYSTEM, "--create-namespace"]
         self.kube.helm(*command, "--take-ownership", *values)
         for deployment in ("s3", "receiver"):
