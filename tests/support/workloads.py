@@ -102,7 +102,11 @@ def _engine(model: str, more: JSON | None) -> JSON:
         "servedModelName": model,
         "engine": {
             "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256" if model == "minilm" else "512"],
-            "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}, {"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "env": [
+                {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
+                {"name": "HF_HUB_OFFLINE", "value": "1"},
+                {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},  # two engines that spin leave the cluster no processor
+            ],
             "resources": {"requests": {"cpu": "250m", "memory": "2Gi"}, "limits": {"memory": "3Gi"}},
             **(more or {}),
         },
