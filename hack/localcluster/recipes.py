@@ -75,6 +75,10 @@ RECIPES = {
         Recipe("s3", (), programs=("versitygw",)),
         Recipe("engine-cpu", ("requirements.txt", "cuda_stubs.py", "tiny_model.py"), top="images/engine-cpu"),
         Recipe("training", ("requirements.txt", "train.py", "finetune.py"), top="images/training", base="engine-cpu"),
-        Recipe("transcription", ("requirements.txt", "sentences.txt", "transcribe.py"), top="images/transcription"),
+        Recipe(
+            "transcription",
+            ("requirements.txt", "sentences.txt", "serve.py", "transcribe.py"),
+            top="images/transcription",
+        ),
     )
 }
