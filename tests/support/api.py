@@ -18,15 +18,19 @@ PATIENCE = 60.0  # of a wait; only a broken promise takes so long
 
 
 async def eventually(what: str, check: Callable[[], Awaitable[Any]], patience: float = PATIENCE) -> Any:
-    """The first true answer of `check`.
+    """The first true answer of `check`; an API server that doesn't answer is asked again.
 
     Raises:
         AssertionError: There was none for `patience` seconds.
     """
     end = time.monotonic() + patience
     while True:
-        if answer := await check():
-            return answer
+        try:
+            if answer := await check():
+                return answer
+        except ApiError as e:
+            if e.status != 0:
+                raise
         assert time.monotonic() < end, f"waited {patience:.0f} s in vain: {what}"
         await asyncio.sleep(0.05)
 
