@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gpubatch_gateway.problems import invalid
+from gpubatch_gateway.problems import RequestError, invalid
 
 
 async def body_of(request: web.Request) -> Any:
@@ -16,10 +16,24 @@ async def body_of(request: web.Request) -> Any:
     Raises:
         RequestError: 400; it is none.
     """
+    return parsed(await request.read())
+
+
+def parsed(body: bytes) -> Any:
+    """The document in a body.
+
+    Raises:
+        RequestError: 400; it is none.
+    """
     try:
-        return orjson.loads(await request.read())
+        return orjson.loads(body)
     except ValueError:
         raise invalid("The body can't be read as JSON.", code="invalid_json") from None
+
+
+def late(seconds: float) -> RequestError:
+    """A body that didn't come in time."""
+    return RequestError(408, "upload_timeout", f"The body hadn't come after {seconds:g} s. Send it anew.")
 
 
 def query_of(request: web.Request, *known: str) -> dict[str, str]:

@@ -23,6 +23,12 @@ def not_served(model: str, there: Iterable[str]) -> str:
     return f"The model {model[:100]!r} isn't served. {said}"
 
 
+def may_not_start(model: str, error: RequestError) -> RequestError:
+    """Nobody serves a model, and this caller may not change that, as the gate has said."""
+    message = f"No live job serves {model!r} now, and you may not start one: {error.message}"
+    return RequestError(403, error.code, message, error.param)
+
+
 def told(error: ApiError, code: str = "invalid_batch") -> RequestError:
     """The API server's refusal as ours; `code` says what it finds wrong."""
     denied = _DENIED.fullmatch(error.message)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import orjson
 from aiohttp import web
 
-from gpubatch_gateway import metrics, names
+from gpubatch_gateway import metrics, names, refusals
 from gpubatch_gateway.answering import of_json, of_page
 from gpubatch_gateway.audio import speech
 from gpubatch_gateway.audio.background import Background
@@ -34,7 +34,7 @@ from gpubatch_gateway.live.routing import Router
 from gpubatch_gateway.live.runners import Ask
 from gpubatch_gateway.live.starting import Starting
 from gpubatch_gateway.problems import DONT_RETRY, JSON_TYPE, RequestError, invalid
-from gpubatch_gateway.reading import body_of, limit_of, query_of
+from gpubatch_gateway.reading import body_of, late, limit_of, query_of
 from gpubatch_gateway.receiving import Form, Limits
 from gpubatch_gateway.settings import Settings
 
@@ -115,8 +115,7 @@ class Transcriptions:
                 async with asyncio.timeout(self._limits.seconds):
                     document = await body_of(request)
             except TimeoutError:
-                message = f"The body hadn't come after {self._limits.seconds:g} s. Send it anew."
-                raise RequestError(408, "upload_timeout", message) from None
+                raise late(self._limits.seconds) from None
             return speech.wish(speech.of_document(document), False, self._reach.check), Audio()
         fields, audio = SpeechFields(), Audio()
         form = Form(request, self._limits, fields)
@@ -165,8 +164,7 @@ class Transcriptions:
             if e.status != 403:
                 raise
             if not any(job.wanted for job in self._lives.of(namespace, wish.model)):
-                message = f"No live job serves {wish.model!r} now, and you may not start one: {e.message}"
-                raise RequestError(403, e.code, message, e.param) from None
+                raise refusals.may_not_start(wish.model, e) from None
             may_start = False
         most = self._settings.max_transcriptions
         if (count := len(await self._records.unfinished(namespace))) >= most:

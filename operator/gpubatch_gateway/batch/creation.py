@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gpubatch_gateway import manifest, names, refusals
+from gpubatch_gateway import kube, manifest, names, refusals
 from gpubatch_gateway.batch import batches
 from gpubatch_gateway.batch.board import Board, Entry
 from gpubatch_gateway.batch.files import File
 from gpubatch_gateway.batch.storage import Files
 from gpubatch_gateway.batch.wishes import Wish
 from gpubatch_gateway.batch.workers import Workers
-from gpubatch_gateway.kube import collection, jobs_path
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.problems import DONT_RETRY, RequestError, invalid, no_file, unavailable
 from gpubatch_gateway.settings import Settings
@@ -73,13 +72,14 @@ class Creation:
         try:
             if key is not None:
                 name = manifest.keyed_name(namespace, key)
-                found = await self._get(namespace, name)
+                found = await kube.job(self._client, namespace, name)
             else:
                 name, found = await self._same(namespace, wish)
             if found is not None:
                 return self._known(found, wish), False
             job = await self._job(name, namespace, wish)
-            return await self._post(namespace, job, wish)
+            made, new = await kube.create_once(self._client, namespace, job)
+            return (made, True) if new else (self._known(made, wish), False)
         except ApiError as e:
             raise refusals.told(e) from e
 
@@ -87,20 +87,12 @@ class Creation:
 
     async def _same(self, namespace: str, wish: Wish) -> tuple[str, JSON | None]:
         """The batch of this content that isn't finished, else the name of the next one."""
-        path, query = collection(namespace), {"labelSelector": f"{batches.BATCH}={wish.content}"}
+        path, query = kube.collection(namespace), {"labelSelector": f"{batches.BATCH}={wish.content}"}
         there, _ = await self._client.list(path, **query)
         there.sort(key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["uid"]))
         last = there[-1]["metadata"]["uid"] if there else ""
         unfinished = [j for j in there if not batches.finished(j) and "deletionTimestamp" not in j["metadata"]]
         return manifest.following_name(namespace, wish, last), unfinished[-1] if unfinished else None
-
-    async def _get(self, namespace: str, name: str) -> JSON | None:
-        try:
-            return await self._client.get(jobs_path(namespace, name))
-        except ApiError as e:
-            if e.status != 404:
-                raise
-            return None
 
     @staticmethod
     def _known(job: JSON, wish: Wish) -> JSON:
@@ -160,19 +152,6 @@ class Creation:
             raise unavailable(said, "worker_offline", retry_after=30)
         return said
 
-    async def _post(self, namespace: str, job: JSON, wish: Wish) -> tuple[JSON, bool]:
-        name = job["metadata"]["name"]
-        try:
-            return await self._client.create(collection(namespace), job), True
-        except ApiError as e:
-            if 400 <= e.status < 500 and e.status != 409:
-                raise
-            # Somebody else has made it, or whether it was made isn't known.
-            found = await self._get(namespace, name)
-            if found is None:
-                raise
-            return self._known(found, wish), False
-
 
 class Known:
     """Finds batches: on the board, and for what another replica has just made, at the API server.
@@ -196,11 +175,11 @@ class Known:
         if found := self._board.get(namespace, name):
             return found
         try:
-            job = await self._client.get(jobs_path(namespace, name))
+            job = await kube.job(self._client, namespace, name)
         except ApiError as e:
-            if e.status == 404:
-                return None
             raise refusals.told(e) from e
+        if job is None:
+            return None
         return self._board.put(job) if batches.BATCH in (job["metadata"].get("labels") or {}) else None
 
     async def cancel(self, entry: Entry) -> Entry | None:
@@ -216,7 +195,7 @@ class Known:
             raise RequestError(409, "batch_finished", message, headers=DONT_RETRY)
         body = {"metadata": {"annotations": {batches.CANCELLING: str(int(time.time()))}}, "spec": {"cancel": True}}
         try:
-            return self._board.put(await self._client.patch(jobs_path(entry.namespace, entry.name), body))
+            return self._board.put(await self._client.patch(kube.jobs_path(entry.namespace, entry.name), body))
         except ApiError as e:
             if e.status == 404:
                 return None
@@ -229,7 +208,7 @@ class Known:
             RequestError: 503; the API server doesn't say.
         """
         try:
-            there, _ = await self._client.list(collection(namespace), labelSelector=f"{batches.INPUT}={file_id}")
+            there, _ = await self._client.list(kube.collection(namespace), labelSelector=f"{batches.INPUT}={file_id}")
         except ApiError as e:
             raise refusals.told(e) from e
         return [names.batch_id(job["metadata"]["name"]) for job in there if not batches.finished(job)]

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from gpubatch_gateway.answering import of_json
@@ -18,6 +17,7 @@ from gpubatch_gateway.live.relaying import relay
 from gpubatch_gateway.live.routing import Router
 from gpubatch_gateway.live.runners import Ask, Runners
 from gpubatch_gateway.problems import JSON_TYPE, RequestError, invalid
+from gpubatch_gateway.reading import late, parsed
 from gpubatch_gateway.settings import Settings
 from gpubatch_runner.contract import ENDPOINTS, TRANSCRIPTIONS
 
@@ -91,8 +91,7 @@ class LiveRoutes:
                         raise self._too_long()
                     parts.append(part)
         except TimeoutError:
-            message = f"The body hadn't come after {self._patience:g} s. Send it anew."
-            raise RequestError(408, "upload_timeout", message) from None
+            raise late(self._patience) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _too_long(self) -> RequestError:
@@ -131,10 +130,7 @@ def _model(body: bytes) -> str:
     Raises:
         RequestError: 400; nothing.
     """
-    try:
-        document = orjson.loads(body)
-    except ValueError:
-        raise invalid("The body can't be read as JSON.", code="invalid_json") from None
+    document = parsed(body)
     model = document.get("model") if isinstance(document, dict) else None
     if not isinstance(model, str) or not model:
         raise invalid("Missing required parameter: 'model'.", "model", "missing_required_parameter")

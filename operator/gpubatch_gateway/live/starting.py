@@ -10,8 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpubatch_gateway import manifest, metrics, refusals
-from gpubatch_gateway.kube import collection, jobs_path
+from gpubatch_gateway import kube, manifest, metrics, refusals
 from gpubatch_gateway.live.lives import Lives, Served
 from gpubatch_gateway.models import Models
 from gpubatch_gateway.problems import RequestError, unavailable
@@ -51,8 +50,7 @@ class Starting:
             await may_start()
         except RequestError as e:
             if e.status == 403:
-                message = f"No live job serves {model!r} now, and you may not start one: {e.message}"
-                raise RequestError(403, e.code, message, e.param) from None
+                raise refusals.may_not_start(model, e) from None
             raise
         served = namespace, model
         if (task := self._tasks.get(served)) is None:
@@ -79,18 +77,12 @@ class Starting:
             task.exception()  # nobody may be left to hear it
 
     async def _create(self, namespace: str, model: str) -> None:
+        if any(job.wanted for job in self._lives.of(namespace, model)):
+            return  # another replica has made one while the caller's rights were asked for
         name = self._next_name(namespace, model)
         body = manifest.live_job(name, namespace, model, self._models(), self._idle_seconds)
-        try:
-            job, result = await self._client.create(collection(namespace), body), "new"
-        except ApiError as e:
-            if 400 <= e.status < 500 and e.status != 409:
-                raise
-            # Another replica has made it, or whether it was made isn't known.
-            try:
-                job, result = await self._client.get(jobs_path(namespace, name)), "known"
-            except ApiError as again:
-                raise e if again.status == 404 else again from None
+        job, new = await kube.create_once(self._client, namespace, body)
+        result = "new" if new else "known"
         held = self._lives.put(job)
         if held is None or held.served != (namespace, model):
             raise RequestError(409, "not_a_live_job", f"The job {name!r} serves no model {model!r}. Delete it.")

@@ -15,6 +15,8 @@ import pytest
 from aiohttp import web
 
 from gpubatch_gateway.live import livekeys, routing
+from gpubatch_gateway.live.starting import Starting
+from gpubatch_gateway.models import Models
 from gpubatch_operator.api.spec import JobSpec
 from gpubatch_operator.core.clock import iso
 from gpubatch_operator.kube.client import ApiError
@@ -567,3 +569,14 @@ def test_what_comes_late_changes_nothing(tmp_path: Path) -> None:
     assert held.url == "http://x/v1"
     lives.lose("uid-live")
     assert list(lives.of("search", "m")) == []
+
+
+async def test_one_that_another_replica_makes_while_rights_are_asked_for_is_enough(site: Site) -> None:
+    client: Any = site.api
+    starting = Starting(client, site.lives, lambda: Models(site.models), 600)
+
+    async def may_start() -> None:
+        site.lives.put(live_job(site.api, "other", "minilm"))
+
+    await starting.start("search", "minilm", may_start)
+    assert [name for _, name in site.api.jobs] == ["other"]
